@@ -1,0 +1,1156 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The cache decides: which part of a prompt is there already, which slot a new block gets, what goes when room is needed.
+// It is a deterministic state machine: no I/O, no clock, no thread. Its inputs are the host's calls and what is reported
+// to it; its outputs are leases and steps. Whoever carries steps out is an executor: the opaque host
+// (host/opaque_host.hpp), or your engine.
+//
+// A request holds a Lease from its first token to its last. The lease pins what was matched, names the slots, and takes
+// what was computed into the tree as it is committed:
+//
+//   acquire -> (append) -> reserve -> [compute] -> commit -> ... -> release
+//
+// Guarantees
+//   Exact: what a lease was matched to was computed for exactly that prefix, in that scope; tokens are compared.
+//   What a lease holds is neither evicted nor moved. All of the match or a shorter one, never a hole.
+//   Committed blocks are found by others once the point given to `commit` is reached, never before.
+//   Two requests that wait for the same prefix can share one computation: see `Lease::refresh`.
+//   A slot that is freed is not given out again before the step in which it was freed has ended (`end_step`).
+//
+// Threads: one engine thread for everything, except `probe` (any thread with a Reader). A Lease belongs to the engine's
+// thread. The cache must outlive its leases and readers.
+// Cost: acquire is a match (see prefix_index.hpp) plus hashing of what is new; all else O(what is named). Nothing
+// allocates, locks, blocks or throws after `create`, except `open_scope`, which allocates.
+//
+//   auto cache = *Cache::create({.block_tokens = 16, .slots = 4096});
+//   ScopeId scope = *cache->open_scope({.model = "sha256:...", .vocab_size = 49152});
+//   auto lease = cache->acquire({.scope = scope, .tokens = prompt});
+//   run_prefill(prompt, lease->matched_tokens(), lease->table(0));    // after lease->reserve(n)
+//   lease->commit(n, after_step);
+//   cache->end_step(after_step);
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cassert>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kvstem/base/ids.hpp"
+#include "kvstem/base/memory.hpp"
+#include "kvstem/base/point.hpp"
+#include "kvstem/base/status.hpp"
+#include "kvstem/cache/block_pool.hpp"
+#include "kvstem/cache/cache_options.hpp"
+#include "kvstem/cache/flight_source.hpp"
+#include "kvstem/cache/step.hpp"
+#include "kvstem/cache/tail_source.hpp"
+#include "kvstem/index/prefix_index.hpp"
+#include "kvstem/model/prompt.hpp"
+#include "kvstem/model/retention.hpp"
+#include "kvstem/model/scope.hpp"
+#include "kvstem/observe/change.hpp"
+#include "kvstem/observe/stats.hpp"
+#include "kvstem/policy/lru.hpp"
+
+namespace kvstem::inline v0 {
+
+template <EvictionPolicy Policy>
+class BasicLease;
+
+template <EvictionPolicy Policy = Lru>
+class BasicCache {
+ public:
+  using Lease = BasicLease<Policy>;
+  using Reader = PrefixIndex::Reader;
+
+  /// Timelines that points may name: 0 to this minus one.
+  static constexpr std::uint32_t kMaxTimelines = 16;
+
+  /// Takes all memory. kInvalidArgument says which option is wrong; kExhausted: the memory is not to be had;
+  /// kUnsupported: groups other than one of full attention.
+  [[nodiscard]] static Result<std::unique_ptr<BasicCache>> create(const CacheOptions& options) {
+    if (options.block_tokens == 0 || options.block_tokens > kMaxBlockTokens)
+      return Status(StatusCode::kInvalidArgument, "CacheOptions::block_tokens must be 1 to 1024");
+    if (options.slots == 0 || options.slots > (1u << 29))
+      return Status(StatusCode::kInvalidArgument, "CacheOptions::slots must be 1 to 2^29");
+    if (options.max_leases == 0 || options.max_scopes == 0 ||
+        options.max_lease_tokens < options.block_tokens || options.max_lease_tokens > (1u << 30))
+      return Status(
+          StatusCode::kInvalidArgument,
+          "CacheOptions: max_leases and max_scopes must not be 0, max_lease_tokens one block to 2^30");
+    if (options.groups.size() > 1 ||
+        (options.groups.size() == 1 && options.groups[0].kind != GroupKind::kFullAttention))
+      return Status(StatusCode::kUnsupported, "this version keeps one group of full attention");
+    if (options.mode == IndexMode::kNothing && options.flight_log.write == nullptr &&
+        options.max_changes != 0)
+      return Status(StatusCode::kInvalidArgument, "a replaying cache has no keys for change records");
+    std::unique_ptr<BasicCache> cache(new (std::nothrow) BasicCache(options));
+    if (cache == nullptr) return no_memory();
+    if (const Status status = cache->take(); !status.ok()) return status;
+    return cache;
+  }
+
+  BasicCache(const BasicCache&) = delete;
+  BasicCache& operator=(const BasicCache&) = delete;
+
+  [[nodiscard]] const CacheOptions& options() const noexcept { return options_; }
+  [[nodiscard]] const CacheStats& stats() const noexcept { return stats_; }
+  [[nodiscard]] const BlockPool& pool() const noexcept { return pool_; }
+  [[nodiscard]] IndexUsage index_usage() const noexcept { return index_->usage(); }
+  [[nodiscard]] const KeyHasher& hasher() const noexcept { return hasher_; }
+
+  /// The id of a scope in this cache; equal scopes have one id. Allocates. kInvalidArgument as `validate(Scope)`,
+  /// kExhausted beyond max_scopes.
+  [[nodiscard]] Result<ScopeId> open_scope(const Scope& scope) {
+    if (const Status status = validate(scope); !status.ok()) return status;
+    for (std::size_t i = 0; i < scopes_.size(); ++i)
+      if (scopes_[i] == scope) return ScopeId{static_cast<std::uint32_t>(i)};
+    const auto key = hasher_.root(scope);
+    if (!key.ok()) return key.status();
+    const auto id = add_scope(*key, scope.vocab_size);
+    if (id.ok()) scopes_.push_back(scope);
+    return id.ok() ? Result<ScopeId>(*id) : Result<ScopeId>(id.status());
+  }
+
+  /// Any thread. For `probe`; give it back before the cache goes.
+  [[nodiscard]] Result<Reader> register_reader() noexcept { return index_->register_reader(); }
+
+  /// Any thread; changes nothing, and may be called as often as you like. Writes where the prompt's tokens are, in order
+  /// and covering all of them, to `out` (three ranges are always enough). A hint: it may be outdated on return.
+  [[nodiscard]] Result<std::span<ProbeRange>> probe(Reader& reader, const Prompt& prompt,
+                                                    std::span<ProbeRange> out) const noexcept {
+    if (const Status status = check(prompt); !status.ok()) return status;
+    if (out.size() < 3) return Status(StatusCode::kInvalidArgument, "probe needs room for three ranges");
+    const RootId root = root_run_[static_cast<std::uint32_t>(prompt.scope)];
+    Match match;
+    if (options_.mode == IndexMode::kKeys)
+      match = index_->match(reader, root, KeySource(prompt.keys));
+    else
+      match = index_->match(reader, root, TokenSource(hasher_, options_.block_tokens, prompt, roots()));
+    const std::uint32_t end = token_count(prompt);
+    const std::uint32_t ready = match.ready * options_.block_tokens;
+    const std::uint32_t present = match.place.blocks * options_.block_tokens;
+    std::size_t n = 0;
+    if (ready > 0) out[n++] = {{0, ready}, Presence::kReady, options_.medium};
+    if (present > ready) out[n++] = {{ready, present}, Presence::kPending, options_.medium};
+    if (end > present) out[n++] = {{present, end}, Presence::kUnknown, options_.medium};
+    return out.first(n);
+  }
+
+  /// Matches the prompt and pins what was found, in one step. The match never covers the last token, so that there is
+  /// one to compute. Errors: kInvalidArgument, kOutOfRange (bad prompt, a token outside the vocabulary, too long),
+  /// kExhausted (no lease left). A prompt that matches nothing is no error.
+  [[nodiscard]] Result<Lease> acquire(const Prompt& prompt, const AcquireOptions& how = {}) noexcept;
+
+  /// What must be moved now: loads first, then stores, at most `out.size()` entries; report each with `complete`, a
+  /// lease's entries in their order. Only for SlotFill::kByStep.
+  [[nodiscard]] std::span<const StepEntry> take_step(std::span<StepEntry> out) noexcept {
+    return take_entries(out, true);
+  }
+  /// Only what `lease` waits for: its loads.
+  [[nodiscard]] std::span<const StepEntry> take_loads(const Lease& lease, std::span<StepEntry> out) noexcept;
+
+  /// How an entry went. A failed load shortens the lease, and the damaged block and all behind it leave the cache; a
+  /// failed store ends the publishing of its lease. Entries of leases that are gone are settled too.
+  void complete(const StepResult& result) noexcept {
+    op(FlightOp::kComplete);
+    const StepEntry& e = result.entry;
+    put(static_cast<std::uint32_t>(e.kind), e.lease, e.generation, e.block, e.slot,
+        static_cast<std::uint32_t>(result.status.ok()));
+    complete_entry(e, result.status.ok());
+    end_op();
+  }
+
+  /// Points up to this one are reached on its timeline: what was committed for them becomes valid.
+  Status reach(Point point) noexcept {
+    if (point.timeline >= kMaxTimelines)
+      return {StatusCode::kOutOfRange, "Point::timeline must be below kMaxTimelines"};
+    op(FlightOp::kReach);
+    put(point.timeline, point.value);
+    reached_[point.timeline] = std::max(reached_[point.timeline], point.value);
+    for (std::uint32_t i = 0; i < options_.max_leases; ++i)
+      if (leases_[i].active) settle_reached(i);
+    end_op();
+    return {};
+  }
+
+  /// The step that the host has just launched ends at `point`: every slot that was freed since the last call may be given
+  /// out again, to be written after that point.
+  void end_step(Point point) noexcept {
+    op(FlightOp::kEndStep);
+    put(point.timeline, point.value);
+    pool_.end_step(point);
+    last_step_ = point;
+    ++step_;
+    end_op();
+  }
+
+  /// Change records since the last call, oldest first; a jump in their numbers means that some were lost.
+  [[nodiscard]] std::span<const Change> take_changes(std::span<Change> out) noexcept {
+    std::size_t n = 0;
+    for (; n < out.size() && changes_taken_ < changes_made_; ++n, ++changes_taken_)
+      out[n] = changes_[changes_taken_ % changes_.size()];
+    return out.first(n);
+  }
+
+  /// The books, counted from both ends.
+  [[nodiscard]] Audit audit() const noexcept {
+    Audit a{.slots = pool_.capacity(),
+            .free = pool_.free_slots(),
+            .held = pool_.held_slots(),
+            .used = pool_.used_slots(),
+            .tree_slots = 0,
+            .lease_slots = 0,
+            .step_slots = stores_in_flight_,
+            .pinned_runs = 0,
+            .lease_pins = 0,
+            .ready_blocks = 0};
+    for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s) {
+      a.pinned_runs += index_->info(root_run_[s]).references;
+      index_->enumerate(root_run_[s], [&](RunId run, const RunInfo& info) {
+        a.pinned_runs += info.references;
+        a.ready_blocks += info.ready;
+        index_->for_each_range(run, 0, info.length, [&](BlockPos first, std::uint32_t n) {
+          for (BlockPos pos = first; pos < first + n; ++pos) a.tree_slots += slot_of_[pos] != 0;
+        });
+      });
+    }
+    for (std::uint32_t i = 0; i < options_.max_leases; ++i) {
+      const LeaseRecord& r = leases_[i];
+      a.lease_pins += r.active;
+      if (r.active)
+        for (std::uint32_t b = 0; b < row_blocks_; ++b) a.lease_slots += own_[row(i) + b];
+    }
+    return a;
+  }
+
+  /// The tree below a scope, parents before children: `fn(RunId, const RunInfo&)`.
+  template <class Fn>
+  void enumerate(ScopeId scope, Fn&& fn) const noexcept {
+    index_->enumerate(root_run_[static_cast<std::uint32_t>(scope)], fn);
+  }
+
+  /// Does what the next record of a flight log says, in a cache of IndexMode::kNothing created with the same sizes.
+  /// kCorrupt when the log makes no sense here. See cache/replay.hpp.
+  Status replay_next(FlightReader& log) noexcept;  // defined in cache/replay.hpp
+
+ private:
+  friend class BasicLease<Policy>;
+
+  static constexpr std::uint32_t kMaxPendingCommits = 8;
+
+  struct PendingCommit {
+    std::uint32_t tokens;
+    Point after;
+  };
+
+  struct LeaseRecord {
+    bool active;
+    bool publishing;  // new blocks still go into the tree
+    bool releasing;   // released, but a commit waits for its point
+    bool started;     // something was reserved or committed: the match is final
+    std::uint32_t generation;
+    std::uint32_t scope;
+    Place place;  // end of what of this lease is in the tree
+    RunId pinned;
+    std::uint32_t prompt_tokens;
+    std::uint32_t known;        // tokens whose ids are known: prompt and appended
+    std::uint32_t scheduled;    // tokens that slots were reserved for
+    std::uint32_t committed;    // tokens whose state is computed, or will be at a point
+    std::uint32_t grid_tokens;  // of which the leading ones were computed on the grid
+    std::uint32_t matched;      // blocks that are usable from the cache
+    std::uint32_t settled;      // blocks that are ready, or private for good
+    std::uint32_t loaded;       // kByStep: next block to load; ends at `matched`
+    std::uint32_t stored;       // kByStep: next block to hand out for storing
+    std::uint32_t tail_marks;
+    RequestFacts facts;
+    Point not_before;
+    Retention retention;
+    std::uint32_t pending_count;
+    PendingCommit pending[kMaxPendingCommits];
+  };
+
+  explicit BasicCache(const CacheOptions& options)
+      : options_(options), hasher_(options.key_function, options.secret), log_(options.flight_log) {
+    options_.secret = {};
+  }
+
+  static Status no_memory() noexcept {
+    return {StatusCode::kExhausted, "no memory for the cache: lower slots, max_leases or max_lease_tokens"};
+  }
+
+  [[nodiscard]] Status take() noexcept {
+    const Memory& memory = options_.memory;
+    row_blocks_ = (options_.max_lease_tokens + options_.block_tokens - 1) / options_.block_tokens;
+    const std::size_t rows = std::size_t{options_.max_leases} * row_blocks_;
+    // Besides what has a slot the tree holds what is being computed, and what fragmentation leaves unused.
+    const std::uint64_t blocks =
+        std::min<std::uint64_t>(std::uint64_t{options_.slots} + options_.slots / 4 + rows + 1024, 1u << 30);
+    auto index =
+        PrefixIndex::create({.mode = options_.mode,
+                             .block_tokens = options_.block_tokens,
+                             .capacity_blocks = static_cast<std::uint32_t>(blocks),
+                             .max_runs = options_.max_runs == 0 ? 0 : options_.max_runs + options_.max_scopes,
+                             .max_readers = options_.max_readers,
+                             .memory = memory});
+    if (!index.ok()) return index.status();
+    index_ = std::move(*index);
+    if (!options_.tables.empty() && options_.tables.size() < rows)
+      return {StatusCode::kInvalidArgument,
+              "CacheOptions::tables needs max_leases rows of max_lease_tokens / block_tokens"};
+    if (!pool_.take(memory, options_.slots) || !policy_.take(memory, {index_->max_runs(), options_.slots}) ||
+        !slot_of_.take(memory, index_->positions()) || !on_grid_.take(memory, index_->positions()) ||
+        !owner_.take(memory, index_->max_runs()) || !released_.take(memory, index_->max_runs()) ||
+        !leases_.take(memory, options_.max_leases) || !pos_.take(memory, rows) || !own_.take(memory, rows) ||
+        !tail_.take(memory, std::size_t{options_.max_leases} * options_.block_tokens) ||
+        !tail_marks_.take(memory, std::size_t{options_.max_leases} * kMaxMarksPerBlock) ||
+        !root_keys_.take(memory, options_.max_scopes) || !root_run_.take(memory, options_.max_scopes) ||
+        !vocab_.take(memory, options_.max_scopes) || !changes_.take(memory, options_.max_changes) ||
+        !own_tables_.take(memory, options_.tables.empty() ? rows : 0))
+      return no_memory();
+    table_ = options_.tables.empty() ? own_tables_.data() : options_.tables.data();
+    return {};
+  }
+
+  // ---- small things ------------------------------------------------------------------------------------------------
+
+  [[nodiscard]] std::size_t row(std::uint32_t lease) const noexcept {
+    return std::size_t{lease} * row_blocks_;
+  }
+  [[nodiscard]] RootKeys roots() const noexcept { return {root_keys_.data(), root_keys_.size()}; }
+  [[nodiscard]] bool in_place() const noexcept { return options_.fill == SlotFill::kInPlace; }
+  [[nodiscard]] std::uint32_t token_count(const Prompt& prompt) const noexcept {
+    return static_cast<std::uint32_t>(options_.mode == IndexMode::kKeys
+                                          ? prompt.keys.size() * options_.block_tokens
+                                          : prompt.tokens.size());
+  }
+  [[nodiscard]] bool reached(Point p) const noexcept { return p.value <= reached_[p.timeline]; }
+  [[nodiscard]] auto stored_key() const noexcept {
+    return [this](BlockKey parent, const std::byte* unit) noexcept {
+      if (options_.mode == IndexMode::kKeys) {
+        BlockKey key;
+        std::memcpy(&key, unit, sizeof key);
+        return key;
+      }
+      return hasher_.next(parent, {reinterpret_cast<const TokenId*>(unit), options_.block_tokens});
+    };
+  }
+
+  // Slots are stored plus one, so that zeroed memory means none.
+  [[nodiscard]] SlotId slot_at(BlockPos pos) const noexcept { return slot_of_[pos] - 1; }
+
+  void op(FlightOp code) noexcept {
+    if (log_.on()) log_.put(static_cast<std::uint8_t>(code));
+  }
+  template <class... T>
+  void put(const T&... values) noexcept {
+    if (log_.on()) (log_.put(values), ...);
+  }
+  void end_op() noexcept {
+    if (log_.on()) log_.flush();
+  }
+
+  [[nodiscard]] Status check(const Prompt& prompt) const noexcept {
+    const std::uint32_t scopes = scope_count_.load(std::memory_order_acquire);
+    if (static_cast<std::uint32_t>(prompt.scope) >= scopes)
+      return {StatusCode::kInvalidArgument, "Prompt::scope was not opened in this cache: call open_scope"};
+    for (const ScopeChange& change : prompt.changes)
+      if (static_cast<std::uint32_t>(change.scope) >= scopes)
+        return {StatusCode::kInvalidArgument,
+                "a scope change names a scope that was not opened in this cache"};
+    if (options_.mode == IndexMode::kKeys) {
+      if (!prompt.tokens.empty() || !prompt.extras.empty() || !prompt.changes.empty())
+        return {StatusCode::kInvalidArgument, "a keyed cache takes Prompt::keys and nothing else"};
+      return {};
+    }
+    if (!prompt.keys.empty())
+      return {StatusCode::kInvalidArgument, "this cache compares tokens: give Prompt::tokens, not keys"};
+    return validate(prompt, options_.block_tokens);
+  }
+
+  [[nodiscard]] bool in_vocabulary(std::span<const TokenId> tokens, std::uint32_t scope) const noexcept {
+    std::uint32_t largest = 0;  // a negative id is a large number
+    for (const TokenId t : tokens) largest = std::max(largest, static_cast<std::uint32_t>(t));
+    return tokens.empty() || largest < vocab_[scope];
+  }
+
+  [[nodiscard]] Result<ScopeId> add_scope(BlockKey root_key, std::uint32_t vocab) noexcept {
+    const std::uint32_t id = scope_count_.load(std::memory_order_relaxed);
+    if (id == options_.max_scopes)
+      return Status(StatusCode::kExhausted, "no scope left: raise CacheOptions::max_scopes");
+    op(FlightOp::kScope);
+    put(root_key);
+    const auto root = index_->add_root(root_key);
+    end_op();
+    if (!root.ok()) return root.status();
+    root_run_[id] = *root;
+    root_keys_[id] = root_key;
+    vocab_[id] = vocab;
+    scope_count_.store(id + 1, std::memory_order_release);
+    return ScopeId{id};
+  }
+
+  // ---- the tree and the policy -------------------------------------------------------------------------------------
+
+  /// Calls `fn(source)` with a source for the prompt that also writes the flight log.
+  template <BlockSource S, class Fn>
+  decltype(auto) recorded(const S& source, Fn&& fn) noexcept {
+    if (!log_.on()) return fn(source);
+    const RecordingSource<S> recording(source, log_);
+    return fn(recording);
+  }
+
+  /// Fills a lease's row with what a match passes.
+  struct RowVisit {
+    BasicCache* cache;
+    std::size_t row;
+    std::uint32_t blocks;
+    std::uint32_t grid_blocks;  // leading ones that were computed on the grid
+    void operator()(RunId, BlockPos first, std::uint32_t n, std::uint32_t) noexcept {
+      for (std::uint32_t i = 0; i < n; ++i, ++blocks) {
+        cache->pos_[row + blocks] = first + i;
+        if (grid_blocks == blocks && cache->on_grid_[first + i] != 0) ++grid_blocks;
+      }
+    }
+    void reset() const noexcept {}
+  };
+
+  /// The lease keeps what its place names, and no longer what it named before.
+  void repin(LeaseRecord& r) noexcept {
+    const RunId run = index_->locate(r.place);
+    r.place.run = run;
+    r.place.generation = index_->info(run).generation;
+    if (run == r.pinned) return;
+    [[maybe_unused]] const bool pinned = index_->try_pin(run, r.place.generation);
+    assert(pinned);
+    if (r.pinned != kNoRun) index_->unpin(r.pinned);
+    r.pinned = run;
+  }
+
+  /// The path up to the place was used: its end first, its root last.
+  void touch(Place place) noexcept {
+    RunId run = index_->locate(place);
+    for (RunInfo info = index_->info(run); info.parent != kNoRun; run = info.parent, info = index_->info(run))
+      policy_.on_hit(run, std::min(info.length, place.blocks - info.depth));
+  }
+
+  /// Makes the place the end of a run; without effect if no run is left.
+  template <BlockSource S>
+  void split(Place& place, const S& source) noexcept {
+    const RunId before = index_->locate(place);
+    const auto head = index_->split(place, source);
+    if (!head.ok() || *head == before) return;
+    policy_.on_split(*head, before);
+    owner_[*head] = owner_[before];
+    released_[*head] = released_[before];
+    place = {*head, index_->info(*head).generation, place.blocks};
+  }
+
+  /// Adds the source's blocks up to `until` behind the lease's place, as pending. False if memory ran out before.
+  template <BlockSource S>
+  [[nodiscard]] bool extend(std::uint32_t lease, const S& source, std::uint32_t until) noexcept {
+    LeaseRecord& r = leases_[lease];
+    for (;;) {
+      RunId parent = index_->locate(r.place);
+      std::uint32_t block = r.place.blocks;
+      const Extended extended = index_->extend(
+          r.place, source, until, [&](RunId run, BlockPos first, std::uint32_t n, bool is_new) {
+            for (std::uint32_t i = 0; i < n; ++i) {
+              pos_[row(lease) + block + i] = first + i;
+              slot_of_[first + i] = 0;
+              on_grid_[first + i] = 0;
+            }
+            block += n;
+            if (is_new) {
+              policy_.on_insert(run, index_->info(parent).parent == kNoRun ? kNoVictim : parent, n);
+              released_[run] = 0;
+              parent = run;
+            } else {
+              policy_.on_grow(run, n);
+            }
+            owner_[run] = lease + 1;
+          });
+      r.place = extended.place;
+      repin(r);
+      if (r.place.blocks >= until) return true;
+      // The index is full of what nobody uses: what would be evicted next goes now.
+      if (!evict_one(options_.slots)) return false;
+    }
+  }
+
+  /// Leading blocks up to the place whose state is computed.
+  [[nodiscard]] std::uint32_t ready_blocks(Place place) const noexcept {
+    std::uint32_t ready = place.blocks;
+    RunId run = index_->locate(place);
+    for (RunInfo info = index_->info(run); info.parent != kNoRun; run = info.parent, info = index_->info(run))
+      if (info.ready < info.length && info.depth + info.ready < ready) ready = info.depth + info.ready;
+    return ready;
+  }
+
+  /// The run of the path to `place` that holds block b.
+  [[nodiscard]] RunId run_of(Place place, std::uint32_t b) const noexcept {
+    return index_->locate({place.run, place.generation, b + 1});
+  }
+
+  /// Keys that a decision may rest on go through the flight log.
+  template <class Fn>
+  void for_each_logged_key(RunId run, std::uint32_t from, std::uint32_t n, Fn&& fn) noexcept {
+    const auto tell = [&](BlockKey key) {
+      put(key);
+      fn(key);
+    };
+    if (replaying_ != nullptr)
+      for (std::uint32_t i = 0; i < n; ++i) tell(replaying_->get<BlockKey>());
+    else
+      index_->for_each_key(run, from, n, stored_key(), [&](BlockPos, BlockKey key, BlockKey) { tell(key); });
+  }
+  /// For a policy with ghosts: what was added behind the match is what was missed.
+  void report_missed(Place end, std::uint32_t matched) noexcept {
+    RunId run = index_->locate(end);
+    for (RunInfo info = index_->info(run); info.parent != kNoRun && info.depth + info.length > matched;
+         run = info.parent, info = index_->info(run)) {
+      const std::uint32_t from = matched > info.depth ? matched - info.depth : 0;
+      for_each_logged_key(run, from, info.length - from, [&](BlockKey key) { policy_.on_missed(key); });
+    }
+  }
+
+  void record(ChangeKind kind, RunId run, std::uint32_t from, std::uint32_t n) noexcept {
+    if (changes_.size() == 0 || n == 0) return;
+    std::uint64_t number = changes_made_ + (kind == ChangeKind::kStored ? 0 : n - 1);
+    index_->for_each_key(run, from, n, stored_key(), [&](BlockPos, BlockKey key, BlockKey parent) {
+      changes_[number % changes_.size()] = {number, key, parent, kind, options_.medium, 0};
+      // Removals are told from the leaf up.
+      kind == ChangeKind::kStored ? ++number : --number;
+    });
+    changes_made_ += n;
+    if (changes_made_ - changes_taken_ > changes_.size()) {
+      stats_.lost_changes += changes_made_ - changes_.size() - changes_taken_;
+      changes_taken_ = changes_made_ - changes_.size();
+    }
+  }
+
+  /// The last n blocks of a run leave: their slots are free, the policy and the records know.
+  [[nodiscard]] bool remove_tail(RunId run, std::uint32_t n, bool evicted) noexcept {
+    const RunInfo info = index_->info(run);
+    const std::uint32_t keep = info.length - n;
+    const std::uint32_t ready = info.ready > keep ? info.ready - keep : 0;
+    const Status status = index_->trim(run, keep, [&] {
+      record(ChangeKind::kRemoved, run, keep, ready);
+      if constexpr (Policy::kWantsKeys)
+        if (evicted) for_each_logged_key(run, keep, ready, [&](BlockKey key) { policy_.on_evicted(key); });
+      index_->for_each_range(run, keep, n, [&](BlockPos first, std::uint32_t count) {
+        for (BlockPos pos = first; pos < first + count; ++pos) {
+          if (slot_of_[pos] != 0) free_slot(slot_at(pos), evicted);
+          slot_of_[pos] = 0;
+        }
+      });
+    });
+    if (!status.ok()) return false;
+    if (evicted) stats_.evicted_blocks += ready;
+    if (keep > 0) {
+      policy_.on_trim(run, n);
+      return true;
+    }
+    policy_.on_erase(run);
+    const RunInfo parent = index_->info(info.parent);
+    if (parent.children == 0 && parent.parent != kNoRun) policy_.on_leaf(info.parent);
+    return true;
+  }
+
+  /// What was evicted was last read in a step that has ended; what a lease gives back, perhaps in the open one.
+  void free_slot(SlotId slot, bool evicted) noexcept {
+    [[maybe_unused]] const bool freed =
+        evicted || !in_place() ? pool_.free_at_once(slot, last_step_) : pool_.free(slot);
+    assert(freed);
+  }
+
+  /// Takes up to n blocks from the policy's victim. False if nothing can go.
+  [[nodiscard]] bool evict_one(std::uint32_t n) noexcept {
+    const Evictable evictable(
+        [](const void* self, std::uint32_t run) noexcept {
+          const auto& cache = *static_cast<const BasicCache*>(self);
+          const RunInfo info = cache.index_->info(run);
+          // What was released in the open step may still be read by it.
+          return info.children == 0 && info.references == 0 &&
+                 (!cache.in_place() || cache.released_[run] != cache.step_);
+        },
+        this);
+    for (int attempt = 0; attempt < 8; ++attempt) {
+      const RunId run = policy_.victim(evictable);
+      if (run == kNoVictim) return false;
+      if (remove_tail(run, std::min(n, index_->info(run).length), true)) return true;
+      policy_.on_hit(run, 0);  // a reader pinned it between the question and the trim
+    }
+    return false;
+  }
+
+  [[nodiscard]] SlotId allocate_slot() noexcept {
+    while (pool_.free_slots() == 0)
+      if (!evict_one(1)) return kNoSlot;
+    return pool_.allocate();
+  }
+
+  /// Pending blocks at the end of a path that nobody holds are given up, from the leaf upwards. Returns the run that is
+  /// the end then.
+  RunId prune(RunId run) noexcept {
+    for (;;) {
+      const RunInfo info = index_->info(run);
+      if (info.parent == kNoRun || info.children != 0 || info.references != 0 || info.ready == info.length)
+        return run;
+      if (!remove_tail(run, info.length - info.ready, false) || info.ready > 0) return run;
+      run = info.parent;
+    }
+  }
+
+  /// Joins runs of the path that were used together and have no branch between them.
+  void merge_path(RunId run) noexcept {
+    for (RunInfo info = index_->info(run); info.parent != kNoRun; info = index_->info(run)) {
+      const RunInfo above = index_->info(info.parent);
+      if (above.parent == kNoRun) return;
+      if (above.children == 1 && above.ready == above.length && policy_.mergeable(info.parent, run) &&
+          index_->merge_with_child(info.parent)) {
+        policy_.on_merge(info.parent, run);
+        continue;
+      }
+      run = info.parent;
+    }
+  }
+
+  // ---- leases ------------------------------------------------------------------------------------------------------
+
+  [[nodiscard]] LeaseRecord* find(std::uint32_t lease, std::uint32_t generation) noexcept {
+    if (lease >= options_.max_leases) return nullptr;
+    LeaseRecord& r = leases_[lease];
+    return r.active && !r.releasing && r.generation == generation ? &r : nullptr;
+  }
+
+  [[nodiscard]] std::uint32_t free_lease() const noexcept {
+    std::uint32_t lease = 0;
+    while (lease < options_.max_leases && leases_[lease].active) ++lease;
+    return lease;
+  }
+
+  struct AcquireShape {
+    std::uint32_t scope, tokens;
+    AcquireOptions how;
+  };
+
+  void log_acquire(const AcquireShape& shape) noexcept {
+    op(FlightOp::kAcquire);
+    put(shape.scope, shape.tokens, shape.how.session, shape.how.grid_tokens, shape.how.have_tokens,
+        static_cast<std::uint32_t>(shape.how.reuse), static_cast<std::uint32_t>(shape.how.publish));
+  }
+
+  /// Keeps the marks of the prompt's last, unfinished block for when it is finished.
+  [[nodiscard]] std::uint32_t tail_marks_of(const Prompt& prompt, std::uint32_t begin,
+                                            std::uint32_t lease) noexcept {
+    StoredMark* out = tail_marks_.data() + std::size_t{lease} * kMaxMarksPerBlock;
+    std::uint32_t n = 0;
+    for (const Extra& extra : prompt.extras)
+      if (extra.position >= begin) out[n++] = {KeyMark::Kind::kMedia, extra.position - begin, extra.digest};
+    for (const ScopeChange& change : prompt.changes) {
+      if (change.position < begin) continue;
+      out[n] = {KeyMark::Kind::kScope, change.position - begin, {}};
+      std::memcpy(out[n++].value.data(), &change.scope, sizeof change.scope);
+    }
+    return n;
+  }
+
+  template <BlockSource S>
+  void acquire_with(std::uint32_t lease, const AcquireShape& shape, const S& source) noexcept {
+    LeaseRecord& r = leases_[lease];
+    const std::uint32_t generation = r.generation + 1;
+    r = {};
+    r.active = true;
+    r.generation = generation;
+    r.scope = shape.scope;
+    r.pinned = kNoRun;
+    r.prompt_tokens = r.known = shape.tokens;
+    r.publishing = shape.how.publish;
+
+    const RootId root = root_run_[shape.scope];
+    RowVisit visit{this, row(lease), 0, 0};
+    Match match{.place = index_->place_at_end(root), .ready = 0};
+    if (shape.how.reuse) match = index_->match(root, source, visit);
+    r.place = match.place;
+    std::uint32_t usable = match.ready;
+    if (shape.how.grid_tokens > 0) usable = std::min(usable, visit.grid_blocks);
+    usable = clip(usable, shape.tokens, shape.how.grid_tokens);
+    r.matched = r.settled = r.stored = usable;
+    r.loaded = std::min(shape.how.have_tokens / options_.block_tokens, usable);
+    r.committed = r.scheduled = usable * options_.block_tokens;
+    r.grid_tokens = usable <= visit.grid_blocks ? r.committed : 0;
+
+    r.facts = {.session = shape.how.session,
+               .prompt_blocks = source.blocks(),
+               .matched_blocks = match.ready,
+               .computed_blocks = 0,
+               .retention = {}};
+    policy_.on_request_begin(r.facts);
+    split(r.place, source);
+    repin(r);
+    touch(r.place);
+    if (!shape.how.reuse) r.publishing = false;
+    if (r.publishing && r.place.blocks < source.blocks()) {
+      const Place matched = r.place;
+      r.publishing = extend(lease, source, source.blocks());
+      if constexpr (Policy::kWantsKeys) report_missed(r.place, matched.blocks);
+    }
+    if (in_place()) fill_table(lease, 0, usable);
+  }
+
+  [[nodiscard]] std::uint32_t clip(std::uint32_t blocks, std::uint32_t tokens,
+                                   std::uint32_t grid) const noexcept {
+    const std::uint32_t most = tokens == 0 ? 0 : (tokens - 1) / options_.block_tokens;
+    blocks = std::min(blocks, most);
+    while (grid > 0 && blocks > 0 && std::uint64_t{blocks} * options_.block_tokens % grid != 0) --blocks;
+    return blocks;
+  }
+
+  void fill_table(std::uint32_t lease, std::uint32_t from, std::uint32_t to) noexcept {
+    const std::size_t at = row(lease);
+    for (std::uint32_t b = from; b < to; ++b)
+      table_[at + b] = static_cast<std::int32_t>(slot_at(pos_[at + b]));
+  }
+
+  Status reserve(std::uint32_t lease, std::uint32_t n) noexcept {
+    LeaseRecord& r = leases_[lease];
+    if (n > options_.max_lease_tokens - r.scheduled) {
+      ++stats_.refused_requests;
+      return {StatusCode::kOutOfRange, "longer than CacheOptions::max_lease_tokens"};
+    }
+    const std::uint32_t have = blocks_for(r.scheduled), need = blocks_for(r.scheduled + n);
+    if (in_place()) {
+      for (std::uint32_t b = have; b < need; ++b) {
+        const SlotId slot = allocate_slot();
+        if (slot == kNoSlot) {
+          while (b-- > have) {
+            const auto given = static_cast<SlotId>(table_[row(lease) + b]);
+            (void)pool_.free_at_once(given, pool_.fence(given));
+            own_[row(lease) + b] = 0;
+          }
+          ++stats_.refused_requests;
+          return {StatusCode::kExhausted,
+                  "all slots are in use: release leases, or end the step that freed some"};
+        }
+        table_[row(lease) + b] = static_cast<std::int32_t>(slot);
+        own_[row(lease) + b] = 1;
+        if (pool_.fence(slot).value > r.not_before.value) r.not_before = pool_.fence(slot);
+      }
+    }
+    r.scheduled += n;
+    r.started = true;
+    return {};
+  }
+  [[nodiscard]] std::uint32_t blocks_for(std::uint32_t tokens) const noexcept {
+    return (tokens + options_.block_tokens - 1) / options_.block_tokens;
+  }
+
+  /// `tokens` may be null when replaying; then only their number counts.
+  Status append(std::uint32_t lease, const TokenId* tokens, std::uint32_t n) noexcept {
+    LeaseRecord& r = leases_[lease];
+    if (n > options_.max_lease_tokens - r.known)
+      return {StatusCode::kOutOfRange, "longer than CacheOptions::max_lease_tokens"};
+    for (std::uint32_t i = 0; i < n; ++i) {
+      if (tokens != nullptr) tail(lease)[r.known % options_.block_tokens] = tokens[i];
+      ++r.known;
+      if (r.known % options_.block_tokens == 0 && r.publishing) add_tail_block(lease);
+    }
+    return {};
+  }
+
+  [[nodiscard]] TokenId* tail(std::uint32_t lease) noexcept {
+    return tail_.data() + std::size_t{lease} * options_.block_tokens;
+  }
+
+  void add_tail_block(std::uint32_t lease) noexcept {
+    LeaseRecord& r = leases_[lease];
+    const std::uint32_t block = r.known / options_.block_tokens - 1;
+    if (replaying_ != nullptr) {
+      add_block(lease, block, ReplaySource(*replaying_, log_, block + 1));
+      return;
+    }
+    Extra extras[kMaxMarksPerBlock];
+    ScopeChange changes[kMaxMarksPerBlock];
+    std::size_t e = 0, c = 0;
+    for (std::uint32_t m = 0; m < r.tail_marks; ++m) {
+      const StoredMark& mark = tail_marks_[std::size_t{lease} * kMaxMarksPerBlock + m];
+      if (mark.kind == KeyMark::Kind::kMedia) {
+        extras[e++] = {mark.offset, mark.value};
+      } else {
+        changes[c].position = mark.offset;
+        std::memcpy(&changes[c++].scope, mark.value.data(), sizeof(ScopeId));
+      }
+    }
+    r.tail_marks = 0;
+    const Prompt prompt{.scope = ScopeId{r.scope},
+                        .tokens = {tail(lease), options_.block_tokens},
+                        .extras = {extras, e},
+                        .changes = {changes, c}};
+    recorded(TailSource(hasher_, options_.block_tokens, prompt, roots(), block),
+             [&](const auto& source) { add_block(lease, block, source); });
+  }
+
+  template <BlockSource S>
+  void add_block(std::uint32_t lease, std::uint32_t block, const S& source) noexcept {
+    LeaseRecord& r = leases_[lease];
+    // Somebody else may have computed the same continuation.
+    RowVisit visit{this, row(lease), block, 0};
+    r.place = index_->match_from(root_run_[r.scope], r.place, source, visit).place;
+    split(r.place, source);
+    repin(r);
+    if (r.place.blocks <= block && !extend(lease, source, block + 1)) {
+      r.publishing = false;
+      ++stats_.unpublished_blocks;
+    }
+  }
+
+  Status commit(std::uint32_t lease, std::uint32_t n, Point after, bool on_grid) noexcept {
+    LeaseRecord& r = leases_[lease];
+    if (after.timeline >= kMaxTimelines)
+      return {StatusCode::kOutOfRange, "Point::timeline must be below kMaxTimelines"};
+    if (n > r.known - r.committed)
+      return {StatusCode::kOutOfRange, "commit beyond the tokens that are known: append them first"};
+    if (in_place() && n > r.scheduled - r.committed)
+      return {StatusCode::kOutOfRange, "commit beyond what was reserved: reserve first"};
+    r.started = true;
+    if (on_grid && r.grid_tokens == r.committed) r.grid_tokens += n;
+    r.committed += n;
+    r.scheduled = std::max(r.scheduled, r.committed);
+    if (r.pending_count == 0 && reached(after)) {
+      settle(lease, r.committed);
+      return {};
+    }
+    if (r.pending_count > 0 && r.pending[r.pending_count - 1].after.timeline == after.timeline &&
+        (r.pending_count == kMaxPendingCommits ||
+         r.pending[r.pending_count - 1].after.value >= after.value)) {
+      // A later point on the same timeline covers both.
+      PendingCommit& last = r.pending[r.pending_count - 1];
+      last = {r.committed, {after.timeline, std::max(after.value, last.after.value)}};
+      return {};
+    }
+    if (r.pending_count == kMaxPendingCommits) {
+      r.committed -= n;
+      r.grid_tokens = std::min(r.grid_tokens, r.committed);
+      return {StatusCode::kExhausted, "too many commits on different timelines wait for their points"};
+    }
+    r.pending[r.pending_count++] = {r.committed, after};
+    return {};
+  }
+
+  void settle_reached(std::uint32_t lease) noexcept {
+    LeaseRecord& r = leases_[lease];
+    std::uint32_t done = 0;
+    for (; done < r.pending_count && reached(r.pending[done].after); ++done)
+      settle(lease, r.pending[done].tokens);
+    for (std::uint32_t i = done; i < r.pending_count; ++i) r.pending[i - done] = r.pending[i];
+    r.pending_count -= done;
+    if (r.releasing && r.pending_count == 0) finish(lease);
+  }
+
+  /// The state of the lease's first `tokens` tokens is there. In place, whole blocks become ready for everybody.
+  void settle(std::uint32_t lease, std::uint32_t tokens) noexcept {
+    LeaseRecord& r = leases_[lease];
+    const std::uint32_t until = tokens / options_.block_tokens;
+    while (in_place() && r.settled < until) {
+      if (r.settled >= r.place.blocks) {
+        stats_.unpublished_blocks += until - r.settled;
+        break;
+      }
+      const RunId run = run_of(r.place, r.settled);
+      const RunInfo info = index_->info(run);
+      const std::uint32_t from = r.settled - info.depth;
+      const std::uint32_t n = std::min({until, info.depth + info.length, r.place.blocks}) - r.settled;
+      const std::uint32_t duplicates = info.ready > from ? std::min(info.ready - from, n) : 0;
+      stats_.duplicate_blocks += duplicates;
+      for (std::uint32_t b = r.settled + duplicates; b < r.settled + n; ++b) {
+        own_[row(lease) + b] = 0;
+        give(lease, b, static_cast<SlotId>(table_[row(lease) + b]));
+      }
+      if (n > duplicates) make_ready(r, run, from + duplicates, n - duplicates);
+      r.settled += n;
+    }
+    r.settled = std::max(r.settled, until);
+  }
+
+  /// Block b's state lies in `slot` from now on.
+  void give(std::uint32_t lease, std::uint32_t b, SlotId slot) noexcept {
+    const BlockPos pos = pos_[row(lease) + b];
+    slot_of_[pos] = slot + 1;
+    on_grid_[pos] = (b + 1) * options_.block_tokens <= leases_[lease].grid_tokens;
+  }
+  void make_ready(LeaseRecord& r, RunId run, std::uint32_t from, std::uint32_t n) noexcept {
+    index_->set_ready(run, from + n);
+    record(ChangeKind::kStored, run, from, n);
+    stats_.inserted_blocks += n;
+    r.facts.computed_blocks += n;
+  }
+
+  [[nodiscard]] Progress refresh(std::uint32_t lease) noexcept {
+    LeaseRecord& r = leases_[lease];
+    Progress progress{r.committed, 0, true};
+    if (r.started) return progress;
+    const std::uint32_t ready = ready_blocks(r.place);
+    const std::uint32_t most = clip(ready, r.prompt_tokens, 0);
+    if (r.matched < most) {
+      if (in_place()) fill_table(lease, r.matched, most);
+      r.matched = r.settled = r.stored = most;
+      r.committed = r.scheduled = most * options_.block_tokens;
+    }
+    progress.ready_tokens = r.committed;
+    if (ready < r.place.blocks) {
+      progress.pending_tokens = r.place.blocks * options_.block_tokens - progress.ready_tokens;
+      std::uint32_t& owner = owner_[run_of(r.place, ready)];
+      if (owner == 0) owner = lease + 1;
+      progress.must_compute = owner == lease + 1;
+    }
+    return progress;
+  }
+
+  void account(LeaseRecord& r) noexcept {
+    const std::uint32_t hit = r.matched * options_.block_tokens;
+    ++stats_.requests;
+    stats_.queried_tokens += r.prompt_tokens;
+    stats_.hit_tokens += hit;
+    stats_.missed_tokens += r.prompt_tokens - hit;
+  }
+
+  void release(std::uint32_t lease, Retention retention) noexcept {
+    leases_[lease].retention = retention;
+    leases_[lease].releasing = true;
+    if (leases_[lease].pending_count == 0) finish(lease);
+  }
+
+  void finish(std::uint32_t lease) noexcept {
+    LeaseRecord& r = leases_[lease];
+    account(r);
+    touch(r.place);
+    r.facts.retention = r.retention;
+    policy_.on_request_end(r.facts);
+    const std::uint32_t blocks = blocks_for(r.scheduled);
+    for (std::uint32_t b = 0; b < blocks; ++b) {
+      if (own_[row(lease) + b] == 0) continue;
+      free_slot(static_cast<SlotId>(table_[row(lease) + b]), false);
+      own_[row(lease) + b] = 0;
+    }
+    RunId run = index_->locate(r.place);
+    for (RunId up = run; index_->info(up).parent != kNoRun; up = index_->info(up).parent) {
+      released_[up] = step_;
+      if (owner_[up] == lease + 1) owner_[up] = 0;
+    }
+    index_->unpin(r.pinned);
+    r.active = false;
+    const RunInfo end = index_->info(run);
+    if (r.retention.keep == Keep::kCold && end.parent != kNoRun && end.children == 0 && end.references == 0)
+      policy_.demote(run);
+    merge_path(prune(run));
+  }
+
+  // ---- steps -------------------------------------------------------------------------------------------------------
+
+  [[nodiscard]] StepEntry entry(StepKind kind, std::uint32_t lease, std::uint32_t b, SlotId slot) noexcept {
+    const LeaseRecord& r = leases_[lease];
+    StepEntry e{.kind = kind,
+                .group = 0,
+                .lease = lease,
+                .generation = r.generation,
+                .block = b,
+                .slot = slot,
+                .key = {},
+                .not_before = kind == StepKind::kStore ? pool_.fence(slot) : kNow};
+    if (options_.mode != IndexMode::kNothing) {
+      const RunId run = run_of(r.place, b);
+      index_->for_each_key(run, b - index_->info(run).depth, 1, stored_key(),
+                           [&](BlockPos, BlockKey key, BlockKey) { e.key = key; });
+    }
+    return e;
+  }
+
+  void take_loads_of(std::uint32_t lease, std::span<StepEntry> out, std::size_t& n) noexcept {
+    LeaseRecord& r = leases_[lease];
+    for (; n < out.size() && r.loaded < r.matched; ++r.loaded) {
+      const BlockPos pos = pos_[row(lease) + r.loaded];
+      if (slot_of_[pos] == 0) {  // another lease found it damaged
+        shorten(r, r.loaded);
+        return;
+      }
+      out[n++] = entry(StepKind::kLoad, lease, r.loaded, slot_at(pos));
+    }
+  }
+
+  void take_stores_of(std::uint32_t lease, std::span<StepEntry> out, std::size_t& n) noexcept {
+    LeaseRecord& r = leases_[lease];
+    while (n < out.size() && r.stored < r.settled) {
+      const std::uint32_t b = r.stored;
+      const bool in_tree = b < r.place.blocks;
+      if (in_tree && slot_of_[pos_[row(lease) + b]] != 0) {
+        ++stats_.duplicate_blocks;
+        ++r.stored;
+        continue;
+      }
+      const SlotId slot = in_tree ? allocate_slot() : kNoSlot;
+      if (slot == kNoSlot) {
+        stop_storing(r);
+        return;
+      }
+      ++stores_in_flight_;
+      ++r.stored;
+      out[n++] = entry(StepKind::kStore, lease, b, slot);
+    }
+  }
+  /// What comes behind a block that is not kept could never be reached, so it is not kept either.
+  void stop_storing(LeaseRecord& r) noexcept {
+    stats_.unpublished_blocks += r.settled - r.stored;
+    r.stored = r.settled;
+    r.publishing = false;
+  }
+
+  [[nodiscard]] std::span<const StepEntry> take_entries(std::span<StepEntry> out, bool stores) noexcept {
+    std::size_t n = 0;
+    if (in_place()) return out.first(0);
+    op(FlightOp::kTakeStep);
+    put(static_cast<std::uint64_t>(out.size()), ~std::uint32_t{0});
+    for (std::uint32_t i = 0; i < options_.max_leases; ++i)
+      if (leases_[i].active) take_loads_of(i, out, n);
+    // In turn, so that one long prompt does not keep the others waiting.
+    for (std::uint32_t i = 0; stores && i < options_.max_leases && n < out.size(); ++i) {
+      const std::uint32_t lease = (store_turn_ + i) % options_.max_leases;
+      if (leases_[lease].active) take_stores_of(lease, out, n);
+      if (n == out.size()) store_turn_ = lease;
+    }
+    put_entries(out.first(n));
+    return out.first(n);
+  }
+  void put_entries(std::span<const StepEntry> entries) noexcept {
+    for (const StepEntry& e : entries) put(e.lease, e.block, e.slot);
+    end_op();
+  }
+
+  void shorten(LeaseRecord& r, std::uint32_t blocks) noexcept {
+    if (blocks >= r.matched) return;
+    r.matched = r.settled = r.stored = blocks;
+    r.loaded = std::min(r.loaded, blocks);
+    r.committed = r.scheduled = blocks * options_.block_tokens;
+    r.grid_tokens = std::min(r.grid_tokens, r.committed);
+  }
+
+  void complete_entry(const StepEntry& e, bool ok) noexcept {
+    LeaseRecord* r = e.lease < options_.max_leases && leases_[e.lease].active &&
+                             leases_[e.lease].generation == e.generation
+                         ? &leases_[e.lease]
+                         : nullptr;
+    if (e.kind == StepKind::kLoad) {
+      if (ok || r == nullptr || e.block >= r->matched) return;
+      ++stats_.failed_loads;
+      shorten(*r, e.block);
+      invalidate(*r, e.lease, e.block);
+      return;
+    }
+    --stores_in_flight_;
+    if (!ok) ++stats_.failed_stores;
+    if (r != nullptr && ok && e.block < r->place.blocks) {
+      const RunId run = run_of(r->place, e.block);
+      const RunInfo info = index_->info(run);
+      const std::uint32_t from = e.block - info.depth;
+      const RunInfo above = index_->info(info.parent);
+      if (info.ready == from && (from > 0 || above.ready == above.length)) {
+        give(e.lease, e.block, e.slot);
+        make_ready(*r, run, from, 1);
+        return;
+      }
+      if (info.ready > from)
+        ++stats_.duplicate_blocks;
+      else
+        ++stats_.unpublished_blocks;
+    }
+    (void)pool_.free_at_once(e.slot, last_step_);
+    if (r != nullptr && !ok) stop_storing(*r);
+  }
+
+  /// The lease's block b cannot be used: it and all that rests on it are no longer ready.
+  void invalidate(LeaseRecord& r, std::uint32_t lease, std::uint32_t b) noexcept {
+    const RunId run = run_of(r.place, b);
+    const auto ready_below = [&](RunId top) {
+      RunId deepest = kNoRun;
+      index_->enumerate(top, [&](RunId id, const RunInfo& info) {
+        if (info.ready > 0) deepest = id;  // parents come first, so the last has none below it in its branch
+      });
+      return deepest;
+    };
+    for (RunId id = ready_below(run); id != kNoRun; id = ready_below(run)) clear_ready(id, 0);
+    clear_ready(run, b - index_->info(run).depth);
+    for (;;) {
+      RunId idle = kNoRun;
+      index_->enumerate(run, [&](RunId id, const RunInfo& info) {
+        if (info.children == 0 && info.references == 0) idle = id;
+      });
+      if (idle == kNoRun || prune(idle) == idle) break;
+    }
+    for (RunId up = index_->locate(r.place);; up = index_->info(up).parent) {
+      if (owner_[up] == 0) owner_[up] = lease + 1;
+      if (up == run) return;
+    }
+  }
+  void clear_ready(RunId run, std::uint32_t keep) noexcept {
+    const RunInfo info = index_->info(run);
+    if (info.ready <= keep) return;
+    record(ChangeKind::kRemoved, run, keep, info.ready - keep);
+    index_->for_each_range(run, keep, info.ready - keep, [&](BlockPos first, std::uint32_t n) {
+      for (BlockPos pos = first; pos < first + n; ++pos) {
+        if (slot_of_[pos] != 0) free_slot(slot_at(pos), true);
+        slot_of_[pos] = 0;
+      }
+    });
+    index_->set_ready(run, keep);
+  }
+
+  CacheOptions options_;
+  KeyHasher hasher_;
+  FlightWriter log_;
+  FlightReader* replaying_ = nullptr;
+  std::unique_ptr<PrefixIndex> index_;
+  Policy policy_;
+  BlockPool pool_;
+  CacheStats stats_;
+  std::uint32_t row_blocks_ = 0;
+  std::uint32_t step_ = 1;
+  std::uint32_t store_turn_ = 0;
+  std::uint32_t stores_in_flight_ = 0;
+  Point last_step_{};
+  std::uint64_t reached_[kMaxTimelines] = {};
+  std::atomic<std::uint32_t> scope_count_{0};
+  std::vector<Scope> scopes_;
+  FixedArray<BlockKey> root_keys_;
+  FixedArray<RunId> root_run_;
+  FixedArray<std::uint32_t> vocab_;
+  // By BlockPos.
+  FixedArray<std::uint32_t> slot_of_;  // plus one
+  FixedArray<std::uint8_t> on_grid_;
+  // By RunId.
+  FixedArray<std::uint32_t> owner_;     // lease plus one that computes its pending blocks
+  FixedArray<std::uint32_t> released_;  // step in which a lease last let go of it
+  // By lease, rows of row_blocks_.
+  FixedArray<LeaseRecord> leases_;
+  FixedArray<BlockPos> pos_;
+  FixedArray<std::uint8_t> own_;  // the slot is private to the lease
+  FixedArray<std::int32_t> own_tables_;
+  std::int32_t* table_ = nullptr;
+  FixedArray<TokenId> tail_;
+  FixedArray<StoredMark> tail_marks_;
+  FixedArray<Change> changes_;
+  std::uint64_t changes_made_ = 0, changes_taken_ = 0;
+};
+
+using Cache = BasicCache<>;
+
+}  // namespace kvstem::inline v0
+
+#include "kvstem/cache/lease.hpp"

@@ -1,0 +1,88 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a cache is created with and what its calls take and return: plain data.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "kvstem/base/ids.hpp"
+#include "kvstem/base/memory.hpp"
+#include "kvstem/base/status.hpp"
+#include "kvstem/index/prefix_index.hpp"
+#include "kvstem/model/block_key.hpp"
+#include "kvstem/model/kv_group.hpp"
+#include "kvstem/observe/flight_log.hpp"
+
+namespace kvstem::inline v0 {
+
+/// How the state of a committed block comes into its slot.
+enum class SlotFill : std::uint8_t {
+  kInPlace,  // the engine computes into the slot (a paged pool): `reserve` gives slots out
+  kByStep,  // the engine keeps its state itself (an opaque engine): steps store it into slots and load it from there
+};
+
+struct CacheOptions {
+  std::uint32_t block_tokens = 16;  // 1 to 1024
+  std::uint32_t slots = 0;          // blocks that can be kept
+  Medium medium = Medium::kDevice;  // where those slots are
+  SlotFill fill = SlotFill::kInPlace;
+  IndexMode mode = IndexMode::kTokens;    // kKeys: prompts come as keys (replays, routers)
+  std::uint32_t max_leases = 64;          // requests at once
+  std::uint32_t max_lease_tokens = 8192;  // the longest sequence
+  std::uint32_t max_scopes = 64;
+  std::uint32_t max_runs = 0;      // 0: as IndexOptions
+  std::uint32_t max_readers = 16;  // threads that probe
+  std::uint32_t max_changes = 0;   // change records kept until taken; 0 is off
+  KeyFunction key_function = xxh3_key_function();
+  std::string_view secret{};          // the deployment's; read during `create` only
+  std::span<const KvGroup> groups{};  // empty: one group of full attention
+  /// Where `Lease::table` rows lie: max_leases rows of ceil(max_lease_tokens / block_tokens) numbers. Empty: the cache's own.
+  std::span<std::int32_t> tables{};
+  FlightSink flight_log{};  // off unless set
+  Memory memory = heap_memory();
+};
+
+struct AcquireOptions {
+  std::uint64_t session = 0;  // names the chain that an agent works on; 0 is none. A hint for the policy only
+  std::uint32_t grid_tokens =
+      0;  // > 0: the hit ends at a multiple of this and holds only blocks computed on that grid
+  std::uint32_t have_tokens =
+      0;                // the engine holds this many leading tokens already (a resident): no loads for them
+  bool reuse = true;    // false: match nothing (a measurement, a canary)
+  bool publish = true;  // false: what is computed stays private to the lease
+};
+
+/// Where a stretch of a prompt's tokens is.
+enum class Presence : std::uint8_t { kReady, kPending, kUnknown };
+struct ProbeRange {
+  TokenRange tokens;
+  Presence presence = Presence::kUnknown;
+  Medium medium = Medium::kDevice;  // meaningful for kReady
+};
+
+/// What `Lease::refresh` found.
+struct Progress {
+  std::uint32_t ready_tokens = 0;    // usable now
+  std::uint32_t pending_tokens = 0;  // behind them, being computed by somebody
+  bool must_compute = true;          // nobody else computes what comes next: this lease has to
+};
+
+/// Both sides of the books, each counted from its own end. For tests and debugging: O(everything).
+struct Audit {
+  std::uint32_t slots, free, held, used;  // as the pool counts
+  std::uint32_t tree_slots;               // found on blocks of the tree
+  std::uint32_t lease_slots;              // private to leases, found in their tables
+  std::uint32_t step_slots;               // being stored into
+  std::uint32_t pinned_runs, lease_pins;  // references in the tree, leases that hold one
+  std::uint32_t ready_blocks;             // as the tree says
+  [[nodiscard]] bool balanced() const noexcept {
+    return free + held + used == slots && tree_slots + lease_slots + step_slots == used &&
+           tree_slots == ready_blocks && pinned_runs == lease_pins;
+  }
+};
+
+}  // namespace kvstem::inline v0

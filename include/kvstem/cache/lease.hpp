@@ -1,0 +1,223 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A request's hold on the cache: what was matched stays where it is, what is computed gets slots and goes into the tree.
+// Include cache.hpp; this file is its second half.
+//
+// Positions run along three cursors: known (token ids: the prompt and what was appended) >= committed (their state is
+// computed, or will be at a point), and reserved (>= committed) up to which slots were given out.
+//
+// A lease that is destroyed is aborted. One that is stale (released, moved from, its cache's slot given to another) does
+// nothing and says kStale. Threads: the cache's.
+//
+//   Result<Lease> lease = cache->acquire({.scope = scope, .tokens = prompt});
+//   const std::uint32_t start = lease->matched_tokens();
+//   if (!lease->reserve(prompt.size() - start).ok()) return wait();      // slots for the rest of the prompt
+//   compute(prompt, start, lease->table(0));
+//   (void)lease->commit(prompt.size() - start, after_step);
+//   lease->release();
+#pragma once
+
+#include "kvstem/cache/cache.hpp"
+
+namespace kvstem::inline v0 {
+
+template <EvictionPolicy Policy>
+class BasicLease {
+ public:
+  BasicLease() noexcept = default;
+  BasicLease(BasicLease&& other) noexcept
+      : cache_(std::exchange(other.cache_, nullptr)), index_(other.index_), generation_(other.generation_) {}
+  BasicLease& operator=(BasicLease&& other) noexcept {
+    BasicLease old(std::move(*this));
+    cache_ = std::exchange(other.cache_, nullptr);
+    index_ = other.index_;
+    generation_ = other.generation_;
+    return *this;
+  }
+  ~BasicLease() {
+    if (live()) (void)abort();
+  }
+
+  [[nodiscard]] bool live() const noexcept {
+    return cache_ != nullptr && cache_->find(index_, generation_) != nullptr;
+  }
+
+  /// Its number in steps; 0 <= index < max_leases. Given to others after it ends.
+  [[nodiscard]] std::uint32_t index() const noexcept { return index_; }
+
+  // Cursors, in tokens; 0 when stale.
+  /// Usable from the cache when the lease was acquired (or refreshed, or shortened by a failed load).
+  [[nodiscard]] std::uint32_t matched_tokens() const noexcept {
+    return field([this](const auto& r) { return r.matched * cache_->options_.block_tokens; });
+  }
+  [[nodiscard]] std::uint32_t known_tokens() const noexcept {
+    return field([](const auto& r) { return r.known; });
+  }
+  [[nodiscard]] std::uint32_t reserved_tokens() const noexcept {
+    return field([](const auto& r) { return r.scheduled; });
+  }
+  [[nodiscard]] std::uint32_t committed_tokens() const noexcept {
+    return field([](const auto& r) { return r.committed; });
+  }
+  /// kByStep: committed whole blocks that no step has taken for storing yet.
+  [[nodiscard]] std::uint32_t unstored_blocks() const noexcept {
+    return field([](const auto& r) { return r.settled - r.stored; });
+  }
+
+  /// Where the lease's blocks are: one slot number for each block up to the reserved cursor. The row stays where it is
+  /// until the lease ends; entries change only by calls on this lease.
+  [[nodiscard]] std::span<const std::int32_t> table(GroupId group) const noexcept {
+    if (group != 0 || !live()) return {};
+    const auto& r = cache_->leases_[index_];
+    return {cache_->table_ + cache_->row(index_), cache_->blocks_for(r.scheduled)};
+  }
+  /// The reserved slots must not be written before this point (the host's own next step on the timeline that it gives to
+  /// `end_step` comes after it anyway).
+  [[nodiscard]] Point not_before() const noexcept {
+    return live() ? cache_->leases_[index_].not_before : kNow;
+  }
+
+  /// Before anything was reserved or committed: what others have computed meanwhile is taken into the match, and
+  /// `must_compute` says whether to go on waiting is worthwhile. If whoever computes gives up, the first to ask takes over.
+  [[nodiscard]] Progress refresh() noexcept {
+    if (!live()) return {};
+    cache_->op(FlightOp::kRefresh);
+    cache_->put(index_, generation_);
+    const Progress progress = cache_->refresh(index_);
+    cache_->put(progress.ready_tokens, progress.pending_tokens);
+    cache_->end_op();
+    return progress;
+  }
+
+  /// Slots for n tokens more than are reserved. All or none: kExhausted if they are not to be had now (what was reserved
+  /// before stays), kOutOfRange beyond max_lease_tokens. With SlotFill::kByStep it only moves the cursor.
+  Status reserve(std::uint32_t n) noexcept {
+    return logged(FlightOp::kReserve, n, 0, [&] { return cache_->reserve(index_, n); });
+  }
+
+  /// Tokens that follow what is known: decoded and verified. kOutOfRange for an id outside the vocabulary (nothing is
+  /// appended) or beyond max_lease_tokens.
+  Status append(std::span<const TokenId> tokens) noexcept {
+    if (!live()) return stale();
+    if (cache_->options_.mode != IndexMode::kTokens)
+      return {StatusCode::kUnsupported, "a keyed cache cannot append tokens"};
+    if (!cache_->in_vocabulary(tokens, cache_->leases_[index_].scope))
+      return {StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary"};
+    const auto n = static_cast<std::uint32_t>(tokens.size());
+    return logged(FlightOp::kAppend, n, 0, [&] { return cache_->append(index_, tokens.data(), n); });
+  }
+
+  /// The state of the next n tokens is computed once `after` is reached; whole blocks are found by others from then on.
+  /// `on_grid`: computed by prefill on a fixed grid of chunks, so that a host that keeps to the grid gets the same bits.
+  /// kOutOfRange beyond the known tokens or, in place, the reserved ones.
+  Status commit(std::uint32_t n, Point after = kNow, bool on_grid = false) noexcept {
+    if (!live()) return stale();
+    cache_->op(FlightOp::kCommit);
+    cache_->put(index_, generation_, n, static_cast<std::uint32_t>(on_grid), after.timeline, after.value);
+    const Status status = cache_->commit(index_, n, after, on_grid);
+    cache_->end_op();
+    return status;
+  }
+
+  /// The request is over. What was committed stays in the cache as the policy sees fit; what waits for its point is kept
+  /// until then. kStale the second time.
+  Status release(Retention retention = {}) noexcept {
+    return logged(FlightOp::kRelease, 0, static_cast<std::uint32_t>(retention.keep), [&] {
+      cache_->release(index_, retention);
+      return Status();
+    });
+  }
+
+  /// The request failed: what waits for its point is given up; what was valid before stays.
+  Status abort() noexcept {
+    return logged(FlightOp::kAbort, 0, 0, [&] {
+      cache_->leases_[index_].pending_count = 0;
+      cache_->release(index_, {});
+      return Status();
+    });
+  }
+
+ private:
+  friend class BasicCache<Policy>;
+  BasicLease(BasicCache<Policy>* cache, std::uint32_t index, std::uint32_t generation) noexcept
+      : cache_(cache), index_(index), generation_(generation) {}
+
+  static Status stale() noexcept {
+    return {StatusCode::kStale, "this lease was released or moved from: acquire a new one"};
+  }
+  template <class Fn>
+  [[nodiscard]] std::uint32_t field(Fn&& fn) const noexcept {
+    return live() ? fn(cache_->leases_[index_]) : 0;
+  }
+  template <class Fn>
+  Status logged(FlightOp code, std::uint32_t a, std::uint32_t b, Fn&& fn) noexcept {
+    if (!live()) return stale();
+    cache_->op(code);
+    cache_->put(index_, generation_, a, b);
+    const Status status = fn();
+    cache_->put(static_cast<std::uint32_t>(status.code()));
+    cache_->end_op();
+    return status;
+  }
+
+  BasicCache<Policy>* cache_ = nullptr;
+  std::uint32_t index_ = 0;
+  std::uint32_t generation_ = 0;
+};
+
+using Lease = BasicLease<Lru>;
+
+template <EvictionPolicy Policy>
+Result<BasicLease<Policy>> BasicCache<Policy>::acquire(const Prompt& prompt,
+                                                       const AcquireOptions& how) noexcept {
+  const auto refuse = [this](StatusCode code, const char* message) {
+    ++stats_.refused_requests;
+    return Status(code, message);
+  };
+  if (options_.mode == IndexMode::kNothing)
+    return refuse(StatusCode::kWrongState, "this cache only replays a flight log");
+  if (const Status status = check(prompt); !status.ok()) return refuse(status.code(), status.message());
+  const std::uint32_t tokens = token_count(prompt);
+  if (tokens > options_.max_lease_tokens)
+    return refuse(StatusCode::kOutOfRange, "the prompt is longer than CacheOptions::max_lease_tokens");
+  const std::uint32_t lease = free_lease();
+  if (lease == options_.max_leases)
+    return refuse(StatusCode::kExhausted, "no lease left: release one, or raise CacheOptions::max_leases");
+
+  const AcquireShape shape{static_cast<std::uint32_t>(prompt.scope), tokens, how};
+  const auto go = [&](const auto& source) { acquire_with(lease, shape, source); };
+  if (options_.mode == IndexMode::kKeys) {
+    log_acquire(shape);
+    recorded(KeySource(prompt.keys), go);
+  } else {
+    const TokenSource source(hasher_, options_.block_tokens, prompt, roots());
+    // What is in the tree was checked when it went in; only what could go in now needs a look.
+    const std::uint32_t known =
+        index_->match(root_run_[shape.scope], source).place.blocks * options_.block_tokens;
+    if (!in_vocabulary(prompt.tokens.subspan(known), shape.scope))
+      return refuse(StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary");
+    log_acquire(shape);
+    recorded(source, go);
+    const std::uint32_t rest = tokens % options_.block_tokens;
+    std::copy_n(prompt.tokens.data() + (tokens - rest), rest, tail(lease));
+    if (rest > 0) leases_[lease].tail_marks = tail_marks_of(prompt, tokens - rest, lease);
+  }
+  put(lease, leases_[lease].matched, leases_[lease].place.blocks);
+  end_op();
+  return BasicLease<Policy>(this, lease, leases_[lease].generation);
+}
+
+template <EvictionPolicy Policy>
+std::span<const StepEntry> BasicCache<Policy>::take_loads(const Lease& lease,
+                                                          std::span<StepEntry> out) noexcept {
+  std::size_t n = 0;
+  if (in_place() || !lease.live()) return out.first(0);
+  op(FlightOp::kTakeStep);
+  put(static_cast<std::uint64_t>(out.size()), lease.index_);
+  take_loads_of(lease.index_, out, n);
+  put_entries(out.first(n));
+  return out.first(n);
+}
+
+}  // namespace kvstem::inline v0

@@ -1,0 +1,165 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Runs a flight log again. The cache that it runs in was created with the same sizes and IndexMode::kNothing: it has no
+// tokens, and every question about them is answered from the log. With a flight log of its own it writes the same bytes
+// again, up to the first record that its code would decide differently; that is the test.
+//
+//   CacheOptions options = as_recorded;
+//   options.mode = IndexMode::kNothing;
+//   options.flight_log = into(again);
+//   auto cache = *Cache::create(options);
+//   Status status = replay(log, *cache);
+//   assert(again == log);
+//
+// Not for measuring speed (comparisons cost nothing here), nor for a log of another version.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kvstem/cache/cache.hpp"
+#include "kvstem/observe/flight_log.hpp"
+
+namespace kvstem::inline v0 {
+
+template <EvictionPolicy Policy>
+Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
+  constexpr Status kNonsense{StatusCode::kCorrupt,
+                             "the flight log does not fit this cache: create it as it was recorded"};
+  if (options_.mode != IndexMode::kNothing)
+    return {StatusCode::kWrongState, "replay needs a cache of IndexMode::kNothing"};
+  const auto code = log.get<std::uint8_t>();
+  const auto u32 = [&log] { return log.get<std::uint32_t>(); };
+  const auto point = [&log] {
+    Point p;
+    p.timeline = log.get<std::uint32_t>();
+    p.value = log.get<std::uint64_t>();
+    return p;
+  };
+  // Calls on a lease begin with its number and generation.
+  const auto lease_call = [&](auto&& fn) {
+    const std::uint32_t index = u32(), generation = u32();
+    Lease lease(this, index, generation);
+    const Status status = lease.live() ? fn(lease, index) : kNonsense;
+    lease.cache_ = nullptr;  // whoever held it in the recorded run still does
+    return status;
+  };
+  replaying_ = &log;
+  Status status;
+  switch (static_cast<FlightOp>(code)) {
+    case FlightOp::kScope: {
+      status = add_scope(log.get<BlockKey>(), 0).status();
+      break;
+    }
+    case FlightOp::kAcquire: {
+      AcquireShape shape{};
+      shape.scope = u32();
+      shape.tokens = u32();
+      shape.how.session = log.get<std::uint64_t>();
+      shape.how.grid_tokens = u32();
+      shape.how.have_tokens = u32();
+      shape.how.reuse = u32() != 0;
+      shape.how.publish = u32() != 0;
+      const std::uint32_t lease = free_lease();
+      if (lease == options_.max_leases || shape.scope >= scope_count_.load(std::memory_order_relaxed) ||
+          shape.tokens > options_.max_lease_tokens) {
+        status = kNonsense;
+        break;
+      }
+      log_acquire(shape);
+      acquire_with(lease, shape, ReplaySource(log, log_, shape.tokens / options_.block_tokens));
+      for (const std::uint32_t decided : {lease, leases_[lease].matched, leases_[lease].place.blocks}) {
+        if (u32() != decided) status = kNonsense;
+        put(decided);
+      }
+      end_op();
+      break;
+    }
+    case FlightOp::kRefresh:
+      status = lease_call([&](Lease& lease, std::uint32_t) {
+        const Progress progress = lease.refresh();
+        return u32() == progress.ready_tokens && u32() == progress.pending_tokens ? Status() : kNonsense;
+      });
+      break;
+    case FlightOp::kReserve:
+    case FlightOp::kAppend:
+    case FlightOp::kRelease:
+    case FlightOp::kAbort:
+      status = lease_call([&](Lease& lease, std::uint32_t index) {
+        const std::uint32_t a = u32(), b = u32();
+        Status done;
+        switch (static_cast<FlightOp>(code)) {
+          case FlightOp::kReserve: done = lease.reserve(a); break;
+          case FlightOp::kAppend:
+            done = lease.logged(FlightOp::kAppend, a, 0, [&] { return append(index, nullptr, a); });
+            break;
+          case FlightOp::kRelease: done = lease.release({static_cast<Keep>(b)}); break;
+          default: done = lease.abort();
+        }
+        return u32() == static_cast<std::uint32_t>(done.code()) ? Status() : kNonsense;
+      });
+      break;
+    case FlightOp::kCommit:
+      status = lease_call([&](Lease& lease, std::uint32_t) {
+        const std::uint32_t n = u32();
+        const bool on_grid = u32() != 0;
+        // What the recorded run answered follows from the same state, so it is not looked at.
+        (void)lease.commit(n, point(), on_grid);
+        return Status();
+      });
+      break;
+    case FlightOp::kReach: status = reach(point()); break;
+    case FlightOp::kEndStep: end_step(point()); break;
+    case FlightOp::kTakeStep: {
+      const auto room = log.get<std::uint64_t>();
+      const std::uint32_t lease = u32();
+      StepEntry entries[64];
+      if (room > 64) {
+        status = {StatusCode::kUnsupported, "replay handles steps of at most 64 entries"};
+        break;
+      }
+      std::span<const StepEntry> taken;
+      if (lease == ~std::uint32_t{0}) {
+        taken = take_step({entries, room});
+      } else if (lease < options_.max_leases) {
+        Lease view(this, lease, leases_[lease].generation);
+        taken = take_loads(view, {entries, room});
+        view.cache_ = nullptr;
+      }
+      for (const StepEntry& e : taken)
+        for (const std::uint32_t decided : {e.lease, e.block, e.slot})
+          if (u32() != decided) status = kNonsense;
+      break;
+    }
+    case FlightOp::kComplete: {
+      StepEntry e;
+      e.kind = static_cast<StepKind>(u32());
+      e.lease = u32();
+      e.generation = u32();
+      e.block = u32();
+      e.slot = u32();
+      const bool ok = u32() != 0;
+      if (e.kind == StepKind::kStore && (stores_in_flight_ == 0 || e.slot >= pool_.capacity()))
+        status = kNonsense;
+      else
+        complete({e, ok ? Status() : Status(StatusCode::kUnavailable, "as recorded")});
+      break;
+    }
+    default: status = kNonsense;
+  }
+  replaying_ = nullptr;
+  return log.failed() ? kNonsense : status;
+}
+
+/// Runs the whole log. kCorrupt at the first record that this cache decides otherwise.
+template <EvictionPolicy Policy>
+Status replay(std::span<const std::byte> log, BasicCache<Policy>& cache) noexcept {
+  FlightReader reader(log);
+  while (!reader.done())
+    if (const Status status = cache.replay_next(reader); !status.ok()) return status;
+  return {};
+}
+
+}  // namespace kvstem::inline v0

@@ -1,0 +1,32 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The one include for a host: kvstem keeps the state of prompts that were computed before, and finds it again.
+//
+//   You have                                    start with
+//   a paged pool of KV blocks of your own       cache/cache.hpp       (Cache, Lease)
+//   an engine that only moves its own state     host/opaque_host.hpp  (OpaqueHost)
+//   many workers and no KV (a router)           index/prefix_index.hpp
+//
+// Not included, since they need more than the core: model/sha256.hpp (libcrypto), testing/ (for your own tests).
+#pragma once
+
+#include "kvstem/base/ids.hpp"
+#include "kvstem/base/memory.hpp"
+#include "kvstem/base/point.hpp"
+#include "kvstem/base/status.hpp"
+#include "kvstem/base/version.hpp"
+#include "kvstem/cache/cache.hpp"
+#include "kvstem/cache/replay.hpp"
+#include "kvstem/index/prefix_index.hpp"
+#include "kvstem/model/block_key.hpp"
+#include "kvstem/model/kv_group.hpp"
+#include "kvstem/model/kv_layout.hpp"
+#include "kvstem/model/prompt.hpp"
+#include "kvstem/model/retention.hpp"
+#include "kvstem/model/scope.hpp"
+#include "kvstem/observe/change.hpp"
+#include "kvstem/observe/flight_log.hpp"
+#include "kvstem/observe/stats.hpp"
+#include "kvstem/policy/eviction_policy.hpp"
+#include "kvstem/policy/lru.hpp"

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: 2026 The kvstem authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# scripts/full.sh: measures every figure that kvstem is held to and writes benchmarks/results/DATE-COMMIT.json.
+#
+# Takes long, and wants a quiet machine: the load before and after is written down beside the figures. The status is 0
+# if every program ended well, which for the demo means that exactness and counts held; whether a bar on speed was met
+# stands in the table and in the file.
+set -uo pipefail
+# shellcheck source=scripts/lib/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+# shellcheck source=scripts/lib/llama.sh
+. scripts/lib/llama.sh
+
+load_before="$(cut -d' ' -f1 /proc/loadavg)"
+need_packages "${build_packages[@]}" catch2 libbenchmark-dev git
+
+step "building"
+llama_fetch && llama_build || exit 1
+cmake --preset release -DKVSTEM_BUILD_LLAMA=ON -DKVSTEM_LLAMA_DIR="$llama_install" >build/configure-release.log ||
+  { cat build/configure-release.log; exit 1; }
+NINJA_STATUS='[%f/%t %es] ' cmake --build build/release -j "$jobs" || exit 1
+
+# NAME COMMAND...: each understands --json FILE.
+reports="$root/build/reports"
+rm -rf "$reports"
+mkdir -p "$reports"
+results=() status=0
+measure() {
+  local name="$1"
+  shift
+  step "$name"
+  "$@" --json "$reports/$name.json" || { echo "$name ended with status $?"; status=1; }
+  results+=("$name=$reports/$name.json")
+}
+measure index build/release/benchmarks/kvstem_bench_index
+measure demo scripts/demo.sh
+
+step "results"
+commit="$(git describe --always --dirty)"
+out="benchmarks/results/$(date +%F)-$commit.json"
+python3 scripts/lib/merge_results.py "$out" --commit "$commit" --load-before "$load_before" "${results[@]}" || status=1
+echo "written to $out"
+exit "$status"
