@@ -39,6 +39,7 @@
 #include <new>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "kvstem/base/ids.hpp"
 #include "kvstem/base/memory.hpp"
@@ -211,6 +212,11 @@ class OpaqueHost {
                         .from_host = 0,
                         .from_frontier = 0};
     std::uint32_t have = load_blocks(known, sequence, admission);
+    if (request.grid_tokens > 0 && have % request.grid_tokens != 0) {
+      // An import failed between two grid points. Its block is gone from the cache, so the next match is shorter.
+      (void)abort({index, r.generation});
+      return begin(request);
+    }
     if (request.reuse && request.grid_tokens == 0)
       have = load_frontier(sequence, request, have, most, admission);
     known.grid_tokens = std::min(donor.grid_tokens, shared);
@@ -265,21 +271,19 @@ class OpaqueHost {
 
   /// Between decodes: exports committed blocks, at most step_bytes. Returns the bytes exported; 0 when nothing is left.
   std::size_t work() noexcept {
-    const std::size_t spent = std::exchange(frontier_bytes_, 0);
-    const std::size_t room = (options_.step_bytes - std::min(spent, options_.step_bytes)) / block_bytes_;
+    std::size_t used = std::exchange(ended_bytes_, 0);
+    const std::size_t before = used;
+    for (std::uint32_t s = 0; s < capacity_.sequences; ++s)
+      if (sequences_[s].state == Known::kDraining && sequences_[s].frontier_due) keep_frontier(s, used);
     StepEntry entries[kMaxStores];
-    std::size_t exported = spent;
-    for (std::size_t left = room; left > 0;) {
+    for (std::size_t left; (left = (options_.step_bytes - used) / block_bytes_) > 0;) {
       const auto taken = cache_->take_step({entries, std::min(left, kMaxStores)});
       if (taken.empty()) break;
-      for (const StepEntry& e : taken) exported += store(e);
-      left -= taken.size();
+      for (const StepEntry& e : taken) used += store(e);
     }
-    stats_.exported_bytes += exported - spent;
-    stats_.largest_step_bytes = std::max<std::uint64_t>(stats_.largest_step_bytes, exported);
-    for (std::uint32_t s = 0; s < capacity_.sequences; ++s)
-      if (sequences_[s].state == Known::kDraining && sequences_[s].lease.unstored_blocks() == 0) drained(s);
-    return exported - spent;
+    stats_.largest_step_bytes = std::max<std::uint64_t>(stats_.largest_step_bytes, used);
+    for (std::uint32_t s = 0; s < capacity_.sequences; ++s) settle(s);
+    return used - before;
   }
 
   /// The turn is over. Its unfinished block is kept as a frontier; the sequence becomes a resident or goes, once its blocks
@@ -292,14 +296,13 @@ class OpaqueHost {
     r->active = false;
     known.length = std::min(known.length, known.have);
     known.retention = retention;
-    if (r->publish) keep_frontier(known, sequence);
     known.stays = r->publish && known.reused && retention.keep != Keep::kCold &&
                   known.length <= options_.resident_tokens;
     known.used = ++clock_;
-    if (r->publish && known.lease.unstored_blocks() > 0)
-      known.state = Known::kDraining;
-    else
-      drained(static_cast<std::uint32_t>(sequence));
+    known.state = Known::kDraining;
+    known.frontier_due = r->publish;
+    if (r->publish) keep_frontier(static_cast<std::uint32_t>(sequence), ended_bytes_);
+    settle(static_cast<std::uint32_t>(sequence));
     return {};
   }
 
@@ -351,6 +354,7 @@ class OpaqueHost {
     bool stays = false;  // becomes a resident when drained
     bool reused = false;
     bool keepable = true;  // its marks are all remembered
+    bool frontier_due = false;
     std::uint32_t scope = 0;
     std::uint32_t prompt_tokens = 0;
     std::uint32_t length = 0;       // tokens remembered
@@ -572,10 +576,18 @@ class OpaqueHost {
     return best_tokens;
   }
 
-  /// Exports what lies behind the last whole block, in place of what an older turn of the session left.
-  void keep_frontier(const Known& from, SequenceId sequence) noexcept {
+  /// Exports what lies behind the last whole block, in place of what an older turn of the session left. Still due if it
+  /// does not fit into the step, of which `used` bytes are used.
+  void keep_frontier(std::uint32_t s, std::size_t& used) noexcept {
+    Known& from = sequences_[s];
     const std::uint32_t begin = from.have - from.have % options_.block_tokens;
-    if (options_.frontiers == 0 || begin == from.have || !from.keepable || from.have != from.length) return;
+    const std::size_t bytes = engine_->range_bytes(0, {begin, from.have});
+    const bool wanted = options_.frontiers > 0 && begin < from.have && from.keepable &&
+                        from.have == from.length && bytes <= block_bytes_;
+    if (wanted && bytes > options_.step_bytes - used) return;
+    from.frontier_due = false;
+    if (!wanted) return;
+    const auto sequence = static_cast<SequenceId>(s);
     std::uint32_t place = 0;
     const auto older = [](const Known& a, const Known& b) {
       return a.state == Known::kFree || (b.state != Known::kFree && a.used < b.used);
@@ -591,16 +603,14 @@ class OpaqueHost {
 
     Known& known = frontiers_[place];
     known.state = Known::kFree;
-    const std::size_t bytes = engine_->range_bytes(0, {begin, from.have});
     const auto room = frontier_tier_.stage(place);
-    if (!room.ok() || bytes > room->size() ||
-        !engine_->export_range(sequence, 0, {begin, from.have}, room->first(bytes)).ok()) {
+    if (!room.ok() || !engine_->export_range(sequence, 0, {begin, from.have}, room->first(bytes)).ok()) {
       ++stats_.failed_exports;
       return;
     }
-    const std::uint64_t used = ++clock_;
-    (void)frontier_tier_.seal(place, {used, place}, bytes);
-    frontier_bytes_ += bytes;
+    const std::uint64_t name = ++clock_;
+    (void)frontier_tier_.seal(place, {name, place}, bytes);
+    used += bytes;
     stats_.exported_bytes += bytes;
     known.state = Known::kResident;
     known.keepable = true;
@@ -608,7 +618,7 @@ class OpaqueHost {
     known.session = from.session;
     known.length = from.have;
     known.begin = begin;
-    known.used = used;
+    known.used = name;
     known.extras = from.extras;
     known.changes = from.changes;
     std::copy_n(from.extra, from.extras, known.extra);
@@ -631,14 +641,19 @@ class OpaqueHost {
                                        room->first(block_bytes_));
       if (status.ok()) status = tier_.seal(e.slot, e.key, block_bytes_);
     }
-    if (!status.ok()) ++stats_.failed_exports;
     cache_->complete({e, status});
-    return status.ok() ? block_bytes_ : 0;
+    if (!status.ok()) {
+      ++stats_.failed_exports;
+      return 0;
+    }
+    stats_.exported_bytes += block_bytes_;
+    return block_bytes_;
   }
 
-  /// All blocks of an ended request's sequence are out: it becomes a resident, or goes.
-  void drained(std::uint32_t s) noexcept {
+  /// Once all blocks of an ended request's sequence are out, it becomes a resident, or goes.
+  void settle(std::uint32_t s) noexcept {
     Known& known = sequences_[s];
+    if (known.state != Known::kDraining || known.frontier_due || known.lease.unstored_blocks() > 0) return;
     (void)known.lease.release(known.retention);
     if (!known.stays || options_.resident_tokens == 0) {
       forget(s);
@@ -679,8 +694,8 @@ class OpaqueHost {
   std::unique_ptr<Request[]> requests_;
   FixedArray<TokenId> tokens_;
   OpaqueHostStats stats_;
-  std::uint64_t clock_ = 0;         // counts uses
-  std::size_t frontier_bytes_ = 0;  // exported since the last work
+  std::uint64_t clock_ = 0;      // counts uses
+  std::size_t ended_bytes_ = 0;  // exported by `end` since the last work
 };
 
 }  // namespace kvstem::inline v0
