@@ -89,8 +89,7 @@ class BasicCache {
     if (options.groups.size() > 1 ||
         (options.groups.size() == 1 && options.groups[0].kind != GroupKind::kFullAttention))
       return Status(StatusCode::kUnsupported, "this version keeps one group of full attention");
-    if (options.mode == IndexMode::kNothing && options.flight_log.write == nullptr &&
-        options.max_changes != 0)
+    if (options.mode == IndexMode::kNothing && options.max_changes != 0)
       return Status(StatusCode::kInvalidArgument, "a replaying cache has no keys for change records");
     std::unique_ptr<BasicCache> cache(new (std::nothrow) BasicCache(options));
     if (cache == nullptr) return no_memory();
@@ -129,6 +128,8 @@ class BasicCache {
                                                     std::span<ProbeRange> out) const noexcept {
     if (const Status status = check(prompt); !status.ok()) return status;
     if (out.size() < 3) return Status(StatusCode::kInvalidArgument, "probe needs room for three ranges");
+    if (options_.mode == IndexMode::kNothing)
+      return Status(StatusCode::kWrongState, "this cache only replays a flight log");
     const RootId root = root_run_[static_cast<std::uint32_t>(prompt.scope)];
     Match match;
     if (options_.mode == IndexMode::kKeys)
@@ -183,7 +184,7 @@ class BasicCache {
   }
 
   /// The step that the host has just launched ends at `point`: every slot that was freed since the last call may be given
-  /// out again, to be written after that point.
+  /// out again, to be written after that point. All steps end on one timeline, each later than the one before.
   void end_step(Point point) noexcept {
     op(FlightOp::kEndStep);
     put(point.timeline, point.value);
@@ -209,7 +210,7 @@ class BasicCache {
             .used = pool_.used_slots(),
             .tree_slots = 0,
             .lease_slots = 0,
-            .step_slots = stores_in_flight_,
+            .step_slots = stores_in_flight_ + dropped_slots_,
             .pinned_runs = 0,
             .lease_pins = 0,
             .ready_blocks = 0};
@@ -254,12 +255,16 @@ class BasicCache {
 
   struct LeaseRecord {
     bool active;
-    bool publishing;  // new blocks still go into the tree
+    bool shared;      // what is computed is for others too
+    bool publishing;  // shared, and new blocks still find room in the tree
+    bool storing;     // shared, and no store failed
     bool releasing;   // released, but a commit waits for its point
     bool started;     // something was reserved or committed: the match is final
     std::uint32_t generation;
     std::uint32_t scope;
-    Place place;  // end of what of this lease is in the tree
+    std::uint32_t last_scope;  // the one that holds at the prompt's end, and for what is appended
+    std::uint32_t grid;        // AcquireOptions::grid_tokens
+    Place place;               // end of what of this lease is in the tree
     RunId pinned;
     std::uint32_t prompt_tokens;
     std::uint32_t known;        // tokens whose ids are known: prompt and appended
@@ -269,6 +274,7 @@ class BasicCache {
     std::uint32_t matched;      // blocks that are usable from the cache
     std::uint32_t settled;      // blocks that are ready, or private for good
     std::uint32_t loaded;       // kByStep: next block to load; ends at `matched`
+    std::uint32_t loading;      // kByStep: loads that were handed out and not reported
     std::uint32_t stored;       // kByStep: next block to hand out for storing
     std::uint32_t tail_marks;
     RequestFacts facts;
@@ -278,9 +284,17 @@ class BasicCache {
     PendingCommit pending[kMaxPendingCommits];
   };
 
+  /// What is in flight for a slot.
+  struct Moves {
+    std::uint32_t loads;
+    bool storing;
+    bool dropped;  // goes back to the pool with the last load
+  };
+
   explicit BasicCache(const CacheOptions& options)
       : options_(options), hasher_(options.key_function, options.secret), log_(options.flight_log) {
     options_.secret = {};
+    options_.groups = {};
   }
 
   static Status no_memory() noexcept {
@@ -296,6 +310,7 @@ class BasicCache {
         std::min<std::uint64_t>(std::uint64_t{options_.slots} + options_.slots / 4 + rows + 1024, 1u << 30);
     auto index =
         PrefixIndex::create({.mode = options_.mode,
+                             .replayed = options_.replayed,
                              .block_tokens = options_.block_tokens,
                              .capacity_blocks = static_cast<std::uint32_t>(blocks),
                              .max_runs = options_.max_runs == 0 ? 0 : options_.max_runs + options_.max_scopes,
@@ -308,12 +323,13 @@ class BasicCache {
               "CacheOptions::tables needs max_leases rows of max_lease_tokens / block_tokens"};
     if (!pool_.take(memory, options_.slots) || !policy_.take(memory, {index_->max_runs(), options_.slots}) ||
         !slot_of_.take(memory, index_->positions()) || !on_grid_.take(memory, index_->positions()) ||
-        !owner_.take(memory, index_->max_runs()) || !released_.take(memory, index_->max_runs()) ||
+        !owner_.take(memory, index_->positions()) || !released_.take(memory, index_->max_runs()) ||
         !leases_.take(memory, options_.max_leases) || !pos_.take(memory, rows) || !own_.take(memory, rows) ||
         !tail_.take(memory, std::size_t{options_.max_leases} * options_.block_tokens) ||
         !tail_marks_.take(memory, std::size_t{options_.max_leases} * kMaxMarksPerBlock) ||
         !root_keys_.take(memory, options_.max_scopes) || !root_run_.take(memory, options_.max_scopes) ||
-        !vocab_.take(memory, options_.max_scopes) || !changes_.take(memory, options_.max_changes) ||
+        !vocab_.take(memory, options_.max_scopes) || !moves_.take(memory, in_place() ? 0 : options_.slots) ||
+        !changes_.take(memory, options_.max_changes) ||
         !own_tables_.take(memory, options_.tables.empty() ? rows : 0))
       return no_memory();
     table_ = options_.tables.empty() ? own_tables_.data() : options_.tables.data();
@@ -369,6 +385,8 @@ class BasicCache {
     if (options_.mode == IndexMode::kKeys) {
       if (!prompt.tokens.empty() || !prompt.extras.empty() || !prompt.changes.empty())
         return {StatusCode::kInvalidArgument, "a keyed cache takes Prompt::keys and nothing else"};
+      if (prompt.keys.size() > 0x7fffffffu / options_.block_tokens)
+        return {StatusCode::kOutOfRange, "a prompt has at most 2^31-1 tokens"};
       return {};
     }
     if (!prompt.keys.empty())
@@ -380,6 +398,19 @@ class BasicCache {
     std::uint32_t largest = 0;  // a negative id is a large number
     for (const TokenId t : tokens) largest = std::max(largest, static_cast<std::uint32_t>(t));
     return tokens.empty() || largest < vocab_[scope];
+  }
+
+  /// Whether the prompt's tokens from `from` on are in the vocabularies of the scopes that hold where they stand.
+  [[nodiscard]] bool in_vocabulary(const Prompt& prompt, std::size_t from) const noexcept {
+    auto scope = static_cast<std::uint32_t>(prompt.scope);
+    for (const ScopeChange& change : prompt.changes) {
+      if (change.position > from) {
+        if (!in_vocabulary(prompt.tokens.subspan(from, change.position - from), scope)) return false;
+        from = change.position;
+      }
+      scope = static_cast<std::uint32_t>(change.scope);
+    }
+    return in_vocabulary(prompt.tokens.subspan(from), scope);
   }
 
   [[nodiscard]] Result<ScopeId> add_scope(BlockKey root_key, std::uint32_t vocab) noexcept {
@@ -431,8 +462,10 @@ class BasicCache {
     if (run == r.pinned) return;
     [[maybe_unused]] const bool pinned = index_->try_pin(run, r.place.generation);
     assert(pinned);
-    if (r.pinned != kNoRun) index_->unpin(r.pinned);
-    r.pinned = run;
+    const RunId before = std::exchange(r.pinned, run);
+    if (before == kNoRun) return;
+    index_->unpin(before);
+    (void)prune(before);  // it may lie behind the place since a split, with what others have left
   }
 
   /// The path up to the place was used: its end first, its root last.
@@ -448,8 +481,7 @@ class BasicCache {
     const RunId before = index_->locate(place);
     const auto head = index_->split(place, source);
     if (!head.ok() || *head == before) return;
-    policy_.on_split(*head, before);
-    owner_[*head] = owner_[before];
+    policy_.on_split(*head, before, index_->info(*head).length);
     released_[*head] = released_[before];
     place = {*head, index_->info(*head).generation, place.blocks};
   }
@@ -459,6 +491,7 @@ class BasicCache {
   [[nodiscard]] bool extend(std::uint32_t lease, const S& source, std::uint32_t until) noexcept {
     LeaseRecord& r = leases_[lease];
     for (;;) {
+      split(r.place, source);
       RunId parent = index_->locate(r.place);
       std::uint32_t block = r.place.blocks;
       const Extended extended = index_->extend(
@@ -467,6 +500,7 @@ class BasicCache {
               pos_[row(lease) + block + i] = first + i;
               slot_of_[first + i] = 0;
               on_grid_[first + i] = 0;
+              owner_[first + i] = lease + 1;
             }
             block += n;
             if (is_new) {
@@ -476,7 +510,6 @@ class BasicCache {
             } else {
               policy_.on_grow(run, n);
             }
-            owner_[run] = lease + 1;
           });
       r.place = extended.place;
       repin(r);
@@ -512,21 +545,28 @@ class BasicCache {
     else
       index_->for_each_key(run, from, n, stored_key(), [&](BlockPos, BlockKey key, BlockKey) { tell(key); });
   }
-  /// For a policy with ghosts: what was added behind the match is what was missed.
-  void report_missed(Place end, std::uint32_t matched) noexcept {
-    RunId run = index_->locate(end);
-    for (RunInfo info = index_->info(run); info.parent != kNoRun && info.depth + info.length > matched;
-         run = info.parent, info = index_->info(run)) {
-      const std::uint32_t from = matched > info.depth ? matched - info.depth : 0;
-      for_each_logged_key(run, from, info.length - from, [&](BlockKey key) { policy_.on_missed(key); });
+  /// For a policy with ghosts: the source's blocks behind the place are asked for and not there.
+  template <BlockSource S>
+  void report_missed(Place place, std::uint32_t scope, const S& source) noexcept {
+    BlockKey key = root_keys_[scope];
+    if (place.blocks > 0 && options_.mode != IndexMode::kNothing) {
+      const RunId run = run_of(place, place.blocks - 1);
+      index_->for_each_key(run, place.blocks - 1 - index_->info(run).depth, 1, stored_key(),
+                           [&](BlockPos, BlockKey last, BlockKey) { key = last; });
+    }
+    for (std::uint32_t b = place.blocks; b < source.blocks(); ++b) {
+      key = source.key(key, b);
+      policy_.on_missed(key);
     }
   }
 
   void record(ChangeKind kind, RunId run, std::uint32_t from, std::uint32_t n) noexcept {
     if (changes_.size() == 0 || n == 0) return;
     std::uint64_t number = changes_made_ + (kind == ChangeKind::kStored ? 0 : n - 1);
+    const std::uint64_t end = changes_made_ + n;
     index_->for_each_key(run, from, n, stored_key(), [&](BlockPos, BlockKey key, BlockKey parent) {
-      changes_[number % changes_.size()] = {number, key, parent, kind, options_.medium, 0};
+      if (end - number <= changes_.size())
+        changes_[number % changes_.size()] = {number, key, parent, kind, options_.medium, 0};
       // Removals are told from the leaf up.
       kind == ChangeKind::kStored ? ++number : --number;
     });
@@ -567,6 +607,11 @@ class BasicCache {
 
   /// What was evicted was last read in a step that has ended; what a lease gives back, perhaps in the open one.
   void free_slot(SlotId slot, bool evicted) noexcept {
+    if (!in_place() && moves_[slot].loads != 0) {
+      moves_[slot].dropped = true;
+      ++dropped_slots_;
+      return;
+    }
     [[maybe_unused]] const bool freed =
         evicted || !in_place() ? pool_.free_at_once(slot, last_step_) : pool_.free(slot);
     assert(freed);
@@ -674,7 +719,9 @@ class BasicCache {
     r.scope = shape.scope;
     r.pinned = kNoRun;
     r.prompt_tokens = r.known = shape.tokens;
-    r.publishing = shape.how.publish;
+    r.last_scope = shape.scope;
+    r.grid = shape.how.grid_tokens;
+    r.shared = r.publishing = r.storing = shape.how.publish && shape.how.reuse;
 
     const RootId root = root_run_[shape.scope];
     RowVisit visit{this, row(lease), 0, 0};
@@ -698,12 +745,10 @@ class BasicCache {
     split(r.place, source);
     repin(r);
     touch(r.place);
-    if (!shape.how.reuse) r.publishing = false;
-    if (r.publishing && r.place.blocks < source.blocks()) {
-      const Place matched = r.place;
+    if constexpr (Policy::kWantsKeys)
+      if (shape.how.reuse) report_missed(r.place, shape.scope, source);
+    if (r.publishing && r.place.blocks < source.blocks())
       r.publishing = extend(lease, source, source.blocks());
-      if constexpr (Policy::kWantsKeys) report_missed(r.place, matched.blocks);
-    }
     if (in_place()) fill_table(lease, 0, usable);
   }
 
@@ -821,6 +866,10 @@ class BasicCache {
       return {StatusCode::kOutOfRange, "commit beyond the tokens that are known: append them first"};
     if (in_place() && n > r.scheduled - r.committed)
       return {StatusCode::kOutOfRange, "commit beyond what was reserved: reserve first"};
+    const bool behind_last =
+        r.pending_count > 0 && r.pending[r.pending_count - 1].after.timeline == after.timeline;
+    if (r.pending_count == kMaxPendingCommits && !behind_last)
+      return {StatusCode::kExhausted, "too many commits on different timelines wait for their points"};
     r.started = true;
     if (on_grid && r.grid_tokens == r.committed) r.grid_tokens += n;
     r.committed += n;
@@ -829,18 +878,12 @@ class BasicCache {
       settle(lease, r.committed);
       return {};
     }
-    if (r.pending_count > 0 && r.pending[r.pending_count - 1].after.timeline == after.timeline &&
-        (r.pending_count == kMaxPendingCommits ||
-         r.pending[r.pending_count - 1].after.value >= after.value)) {
+    if (behind_last && (r.pending_count == kMaxPendingCommits ||
+                        r.pending[r.pending_count - 1].after.value >= after.value)) {
       // A later point on the same timeline covers both.
       PendingCommit& last = r.pending[r.pending_count - 1];
       last = {r.committed, {after.timeline, std::max(after.value, last.after.value)}};
       return {};
-    }
-    if (r.pending_count == kMaxPendingCommits) {
-      r.committed -= n;
-      r.grid_tokens = std::min(r.grid_tokens, r.committed);
-      return {StatusCode::kExhausted, "too many commits on different timelines wait for their points"};
     }
     r.pending[r.pending_count++] = {r.committed, after};
     return {};
@@ -860,7 +903,7 @@ class BasicCache {
   void settle(std::uint32_t lease, std::uint32_t tokens) noexcept {
     LeaseRecord& r = leases_[lease];
     const std::uint32_t until = tokens / options_.block_tokens;
-    while (in_place() && r.settled < until) {
+    while (in_place() && r.shared && r.settled < until) {
       if (r.settled >= r.place.blocks) {
         stats_.unpublished_blocks += until - r.settled;
         break;
@@ -879,12 +922,14 @@ class BasicCache {
       r.settled += n;
     }
     r.settled = std::max(r.settled, until);
+    if (!r.shared) r.stored = r.settled;
   }
 
   /// Block b's state lies in `slot` from now on.
   void give(std::uint32_t lease, std::uint32_t b, SlotId slot) noexcept {
     const BlockPos pos = pos_[row(lease) + b];
     slot_of_[pos] = slot + 1;
+    owner_[pos] = 0;
     on_grid_[pos] = (b + 1) * options_.block_tokens <= leases_[lease].grid_tokens;
   }
   void make_ready(LeaseRecord& r, RunId run, std::uint32_t from, std::uint32_t n) noexcept {
@@ -899,20 +944,46 @@ class BasicCache {
     Progress progress{r.committed, 0, true};
     if (r.started) return progress;
     const std::uint32_t ready = ready_blocks(r.place);
-    const std::uint32_t most = clip(ready, r.prompt_tokens, 0);
-    if (r.matched < most) {
-      if (in_place()) fill_table(lease, r.matched, most);
-      r.matched = r.settled = r.stored = most;
-      r.committed = r.scheduled = most * options_.block_tokens;
-    }
+    if (clip(ready, r.prompt_tokens, r.grid) > r.matched) lengthen(r, lease, ready);
     progress.ready_tokens = r.committed;
-    if (ready < r.place.blocks) {
-      progress.pending_tokens = r.place.blocks * options_.block_tokens - progress.ready_tokens;
-      std::uint32_t& owner = owner_[run_of(r.place, ready)];
-      if (owner == 0) owner = lease + 1;
-      progress.must_compute = owner == lease + 1;
+    // What the match could never cover is not worth waiting for.
+    const std::uint32_t awaited = clip(r.place.blocks, r.prompt_tokens, r.grid);
+    if (ready < awaited) {
+      progress.pending_tokens = awaited * options_.block_tokens - progress.ready_tokens;
+      if (r.shared && owner_[pos_[row(lease) + ready]] == 0) claim(lease, ready);
+      const std::uint32_t owner = owner_[pos_[row(lease) + ready]];
+      progress.must_compute = owner == 0 || owner == lease + 1;
     }
     return progress;
+  }
+
+  /// Takes what has become ready into the match.
+  void lengthen(LeaseRecord& r, std::uint32_t lease, std::uint32_t ready) noexcept {
+    std::uint32_t on_grid = r.grid_tokens / options_.block_tokens;
+    while (on_grid < ready && on_grid_[pos_[row(lease) + on_grid]] != 0) ++on_grid;
+    const std::uint32_t usable = clip(r.grid > 0 ? std::min(ready, on_grid) : ready, r.prompt_tokens, r.grid);
+    if (usable <= r.matched) return;
+    if (in_place()) fill_table(lease, r.matched, usable);
+    r.matched = r.settled = r.stored = usable;
+    r.committed = r.scheduled = usable * options_.block_tokens;
+    r.grid_tokens = usable <= on_grid ? r.committed : 0;
+    r.facts.matched_blocks = ready;
+  }
+
+  /// The lease will compute the pending blocks from `from` on that nobody else does.
+  void claim(std::uint32_t lease, std::uint32_t from) noexcept {
+    for (std::uint32_t b = from; b < leases_[lease].place.blocks; ++b) {
+      std::uint32_t& owner = owner_[pos_[row(lease) + b]];
+      if (owner == 0) owner = lease + 1;
+    }
+  }
+  /// It will not: who waits for them may.
+  void disclaim(std::uint32_t lease) noexcept {
+    const Place place = leases_[lease].place;
+    for (std::uint32_t b = ready_blocks(place); b < place.blocks; ++b) {
+      std::uint32_t& owner = owner_[pos_[row(lease) + b]];
+      if (owner == lease + 1) owner = 0;
+    }
   }
 
   void account(LeaseRecord& r) noexcept {
@@ -941,17 +1012,17 @@ class BasicCache {
       free_slot(static_cast<SlotId>(table_[row(lease) + b]), false);
       own_[row(lease) + b] = 0;
     }
-    RunId run = index_->locate(r.place);
-    for (RunId up = run; index_->info(up).parent != kNoRun; up = index_->info(up).parent) {
+    const RunId run = index_->locate(r.place);
+    for (RunId up = run; index_->info(up).parent != kNoRun; up = index_->info(up).parent)
       released_[up] = step_;
-      if (owner_[up] == lease + 1) owner_[up] = 0;
-    }
+    disclaim(lease);
     index_->unpin(r.pinned);
     r.active = false;
     const RunInfo end = index_->info(run);
     if (r.retention.keep == Keep::kCold && end.parent != kNoRun && end.children == 0 && end.references == 0)
       policy_.demote(run);
-    merge_path(prune(run));
+    // The run that was pinned may have grown or been split since: what others left behind it goes as well.
+    merge_path(prune(r.pinned));
   }
 
   // ---- steps -------------------------------------------------------------------------------------------------------
@@ -982,15 +1053,19 @@ class BasicCache {
         shorten(r, r.loaded);
         return;
       }
+      ++moves_[slot_at(pos)].loads;
+      ++r.loading;
       out[n++] = entry(StepKind::kLoad, lease, r.loaded, slot_at(pos));
     }
   }
 
   void take_stores_of(std::uint32_t lease, std::span<StepEntry> out, std::size_t& n) noexcept {
     LeaseRecord& r = leases_[lease];
+    // A load that fails takes from the lease what was computed on top of it.
+    if (r.loading > 0 || r.loaded < r.matched) return;
     while (n < out.size() && r.stored < r.settled) {
       const std::uint32_t b = r.stored;
-      const bool in_tree = b < r.place.blocks;
+      const bool in_tree = r.storing && b < r.place.blocks;
       if (in_tree && slot_of_[pos_[row(lease) + b]] != 0) {
         ++stats_.duplicate_blocks;
         ++r.stored;
@@ -998,37 +1073,43 @@ class BasicCache {
       }
       const SlotId slot = in_tree ? allocate_slot() : kNoSlot;
       if (slot == kNoSlot) {
-        stop_storing(r);
+        stop_storing(lease);
         return;
       }
+      moves_[slot].storing = true;
       ++stores_in_flight_;
       ++r.stored;
       out[n++] = entry(StepKind::kStore, lease, b, slot);
     }
   }
   /// What comes behind a block that is not kept could never be reached, so it is not kept either.
-  void stop_storing(LeaseRecord& r) noexcept {
+  void stop_storing(std::uint32_t lease) noexcept {
+    LeaseRecord& r = leases_[lease];
     stats_.unpublished_blocks += r.settled - r.stored;
     r.stored = r.settled;
-    r.publishing = false;
+    r.publishing = r.storing = false;
+    disclaim(lease);
   }
 
   [[nodiscard]] std::span<const StepEntry> take_entries(std::span<StepEntry> out, bool stores) noexcept {
     std::size_t n = 0;
     if (in_place()) return out.first(0);
+    out = out.first(std::min(out.size(), most_entries()));
     op(FlightOp::kTakeStep);
     put(static_cast<std::uint64_t>(out.size()), ~std::uint32_t{0});
     for (std::uint32_t i = 0; i < options_.max_leases; ++i)
-      if (leases_[i].active) take_loads_of(i, out, n);
+      if (leases_[i].active && !leases_[i].releasing) take_loads_of(i, out, n);
     // In turn, so that one long prompt does not keep the others waiting.
     for (std::uint32_t i = 0; stores && i < options_.max_leases && n < out.size(); ++i) {
       const std::uint32_t lease = (store_turn_ + i) % options_.max_leases;
       if (leases_[lease].active) take_stores_of(lease, out, n);
-      if (n == out.size()) store_turn_ = lease;
+      if (n == out.size()) store_turn_ = (lease + 1) % options_.max_leases;
     }
     put_entries(out.first(n));
     return out.first(n);
   }
+  /// More than one step can hold.
+  [[nodiscard]] std::size_t most_entries() const noexcept { return 2 * row(options_.max_leases); }
   void put_entries(std::span<const StepEntry> entries) noexcept {
     for (const StepEntry& e : entries) put(e.lease, e.block, e.slot);
     end_op();
@@ -1036,24 +1117,40 @@ class BasicCache {
 
   void shorten(LeaseRecord& r, std::uint32_t blocks) noexcept {
     if (blocks >= r.matched) return;
+    blocks = clip(blocks, r.prompt_tokens, r.grid);
     r.matched = r.settled = r.stored = blocks;
     r.loaded = std::min(r.loaded, blocks);
     r.committed = r.scheduled = blocks * options_.block_tokens;
     r.grid_tokens = std::min(r.grid_tokens, r.committed);
+    r.pending_count = 0;  // what was computed on top is worth nothing
   }
 
   void complete_entry(const StepEntry& e, bool ok) noexcept {
+    if (in_place() || e.slot >= pool_.capacity()) return;
+    Moves& moves = moves_[e.slot];
     LeaseRecord* r = e.lease < options_.max_leases && leases_[e.lease].active &&
                              leases_[e.lease].generation == e.generation
                          ? &leases_[e.lease]
                          : nullptr;
     if (e.kind == StepKind::kLoad) {
-      if (ok || r == nullptr || e.block >= r->matched) return;
+      if (moves.loads == 0) return;  // reported before
+      if (--moves.loads == 0 && moves.dropped) {
+        moves.dropped = false;
+        --dropped_slots_;
+        (void)pool_.free_at_once(e.slot, last_step_);
+      }
+      if (r == nullptr || r->loading == 0) return;
+      --r->loading;
+      if (ok || e.block >= r->matched) return;
       ++stats_.failed_loads;
+      const bool same = slot_of_[pos_[row(e.lease) + e.block]] == e.slot + 1;  // nobody has replaced it since
       shorten(*r, e.block);
-      invalidate(*r, e.lease, e.block);
+      if (same) invalidate(*r, e.lease, e.block);
+      if (r->releasing) finish(e.lease);
       return;
     }
+    if (!moves.storing) return;  // reported before
+    moves.storing = false;
     --stores_in_flight_;
     if (!ok) ++stats_.failed_stores;
     if (r != nullptr && ok && e.block < r->place.blocks) {
@@ -1072,7 +1169,7 @@ class BasicCache {
         ++stats_.unpublished_blocks;
     }
     (void)pool_.free_at_once(e.slot, last_step_);
-    if (r != nullptr && !ok) stop_storing(*r);
+    if (r != nullptr && !ok) stop_storing(e.lease);
   }
 
   /// The lease's block b cannot be used: it and all that rests on it are no longer ready.
@@ -1094,10 +1191,7 @@ class BasicCache {
       });
       if (idle == kNoRun || prune(idle) == idle) break;
     }
-    for (RunId up = index_->locate(r.place);; up = index_->info(up).parent) {
-      if (owner_[up] == 0) owner_[up] = lease + 1;
-      if (up == run) return;
-    }
+    if (r.shared) claim(lease, b);
   }
   void clear_ready(RunId run, std::uint32_t keep) noexcept {
     const RunInfo info = index_->info(run);
@@ -1124,6 +1218,7 @@ class BasicCache {
   std::uint32_t step_ = 1;
   std::uint32_t store_turn_ = 0;
   std::uint32_t stores_in_flight_ = 0;
+  std::uint32_t dropped_slots_ = 0;  // out of the tree, but a load still reads them
   Point last_step_{};
   std::uint64_t reached_[kMaxTimelines] = {};
   std::atomic<std::uint32_t> scope_count_{0};
@@ -1134,9 +1229,11 @@ class BasicCache {
   // By BlockPos.
   FixedArray<std::uint32_t> slot_of_;  // plus one
   FixedArray<std::uint8_t> on_grid_;
+  FixedArray<std::uint32_t> owner_;  // of a pending block: lease plus one that computes it
   // By RunId.
-  FixedArray<std::uint32_t> owner_;     // lease plus one that computes its pending blocks
   FixedArray<std::uint32_t> released_;  // step in which a lease last let go of it
+  // By slot; empty in place.
+  FixedArray<Moves> moves_;
   // By lease, rows of row_blocks_.
   FixedArray<LeaseRecord> leases_;
   FixedArray<BlockPos> pos_;

@@ -30,9 +30,10 @@ struct CacheOptions {
   std::uint32_t slots = 0;          // blocks that can be kept
   Medium medium = Medium::kDevice;  // where those slots are
   SlotFill fill = SlotFill::kInPlace;
-  IndexMode mode = IndexMode::kTokens;    // kKeys: prompts come as keys (replays, routers)
-  std::uint32_t max_leases = 64;          // requests at once
-  std::uint32_t max_lease_tokens = 8192;  // the longest sequence
+  IndexMode mode = IndexMode::kTokens;      // kKeys: prompts come as keys (routers); kNothing: only replays
+  IndexMode replayed = IndexMode::kTokens;  // kNothing only: the mode that the log was recorded in
+  std::uint32_t max_leases = 64;            // requests at once
+  std::uint32_t max_lease_tokens = 8192;    // the longest sequence
   std::uint32_t max_scopes = 64;
   std::uint32_t max_runs = 0;      // 0: as IndexOptions
   std::uint32_t max_readers = 16;  // threads that probe
@@ -52,7 +53,7 @@ struct AcquireOptions {
       0;  // > 0: the hit ends at a multiple of this and holds only blocks computed on that grid
   std::uint32_t have_tokens =
       0;                // the engine holds this many leading tokens already (a resident): no loads for them
-  bool reuse = true;    // false: match nothing (a measurement, a canary)
+  bool reuse = true;    // false: match nothing and publish nothing (a measurement, a canary)
   bool publish = true;  // false: what is computed stays private to the lease
 };
 

@@ -102,7 +102,7 @@ class BasicLease {
     if (!live()) return stale();
     if (cache_->options_.mode != IndexMode::kTokens)
       return {StatusCode::kUnsupported, "a keyed cache cannot append tokens"};
-    if (!cache_->in_vocabulary(tokens, cache_->leases_[index_].scope))
+    if (!cache_->in_vocabulary(tokens, cache_->leases_[index_].last_scope))
       return {StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary"};
     const auto n = static_cast<std::uint32_t>(tokens.size());
     return logged(FlightOp::kAppend, n, 0, [&] { return cache_->append(index_, tokens.data(), n); });
@@ -121,7 +121,7 @@ class BasicLease {
   }
 
   /// The request is over. What was committed stays in the cache as the policy sees fit; what waits for its point is kept
-  /// until then. kStale the second time.
+  /// until then. kByStep: what no step has stored yet is given up. kStale the second time.
   Status release(Retention retention = {}) noexcept {
     return logged(FlightOp::kRelease, 0, static_cast<std::uint32_t>(retention.keep), [&] {
       cache_->release(index_, retention);
@@ -195,13 +195,15 @@ Result<BasicLease<Policy>> BasicCache<Policy>::acquire(const Prompt& prompt,
     // What is in the tree was checked when it went in; only what could go in now needs a look.
     const std::uint32_t known =
         index_->match(root_run_[shape.scope], source).place.blocks * options_.block_tokens;
-    if (!in_vocabulary(prompt.tokens.subspan(known), shape.scope))
+    if (!in_vocabulary(prompt, known))
       return refuse(StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary");
     log_acquire(shape);
     recorded(source, go);
     const std::uint32_t rest = tokens % options_.block_tokens;
     std::copy_n(prompt.tokens.data() + (tokens - rest), rest, tail(lease));
     if (rest > 0) leases_[lease].tail_marks = tail_marks_of(prompt, tokens - rest, lease);
+    if (!prompt.changes.empty())
+      leases_[lease].last_scope = static_cast<std::uint32_t>(prompt.changes.back().scope);
   }
   put(lease, leases_[lease].matched, leases_[lease].place.blocks);
   end_op();
@@ -213,6 +215,7 @@ std::span<const StepEntry> BasicCache<Policy>::take_loads(const Lease& lease,
                                                           std::span<StepEntry> out) noexcept {
   std::size_t n = 0;
   if (in_place() || !lease.live()) return out.first(0);
+  out = out.first(std::min(out.size(), most_entries()));
   op(FlightOp::kTakeStep);
   put(static_cast<std::uint64_t>(out.size()), lease.index_);
   take_loads_of(lease.index_, out, n);

@@ -6,6 +6,7 @@
 // again, up to the first record that its code would decide differently; that is the test.
 //
 //   CacheOptions options = as_recorded;
+//   options.replayed = options.mode;
 //   options.mode = IndexMode::kNothing;
 //   options.flight_log = into(again);
 //   auto cache = *Cache::create(options);
@@ -115,17 +116,22 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
     case FlightOp::kTakeStep: {
       const auto room = log.get<std::uint64_t>();
       const std::uint32_t lease = u32();
-      StepEntry entries[64];
-      if (room > 64) {
-        status = {StatusCode::kUnsupported, "replay handles steps of at most 64 entries"};
+      FixedArray<StepEntry> memory;
+      if (room > most_entries()) {
+        status = kNonsense;
         break;
       }
+      if (!memory.take(options_.memory, room)) {
+        status = no_memory();
+        break;
+      }
+      const std::span<StepEntry> entries(memory.data(), memory.size());
       std::span<const StepEntry> taken;
       if (lease == ~std::uint32_t{0}) {
-        taken = take_step({entries, room});
+        taken = take_step(entries);
       } else if (lease < options_.max_leases) {
         Lease view(this, lease, leases_[lease].generation);
-        taken = take_loads(view, {entries, room});
+        taken = take_loads(view, entries);
         view.cache_ = nullptr;
       }
       for (const StepEntry& e : taken)
@@ -141,10 +147,7 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
       e.block = u32();
       e.slot = u32();
       const bool ok = u32() != 0;
-      if (e.kind == StepKind::kStore && (stores_in_flight_ == 0 || e.slot >= pool_.capacity()))
-        status = kNonsense;
-      else
-        complete({e, ok ? Status() : Status(StatusCode::kUnavailable, "as recorded")});
+      complete({e, ok ? Status() : Status(StatusCode::kUnavailable, "as recorded")});
       break;
     }
     default: status = kNonsense;

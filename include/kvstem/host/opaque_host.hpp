@@ -482,7 +482,8 @@ class OpaqueHost {
     return same;
   }
 
-  /// The resident (or sequence that is about to be one) that shares most with the prompt.
+  /// The resident (or sequence that is about to be one) that shares most with the prompt; of equals the one used last,
+  /// so that what all share keeps no idle resident alive.
   [[nodiscard]] Found best_resident(const OpaqueRequest& request, std::uint32_t most) noexcept {
     Found best;
     for (std::uint32_t s = 0; s < capacity_.sequences; ++s) {
@@ -494,7 +495,8 @@ class OpaqueHost {
         same = std::min(same, known.grid_tokens);
         same -= same % request.grid_tokens;
       }
-      if (same > best.tokens) best = {s, same, known.grid_tokens};
+      if (same > best.tokens || (same > 0 && same == best.tokens && known.used > sequences_[best.index].used))
+        best = {s, same, known.grid_tokens};
     }
     return best;
   }
@@ -525,22 +527,24 @@ class OpaqueHost {
     std::uint32_t have = admission.from_resident;
     if (known.lease.matched_tokens() <= have) return have;
     StepEntry entries[kMaxStores];
-    for (bool good = true; good;) {
+    for (Status status; status.ok();) {
       const auto loads = cache_->take_loads(known.lease, entries);
       if (loads.empty()) break;
       for (const StepEntry& e : loads) {
-        const auto bytes = tier_.read(e.slot, e.key);
-        Status status = bytes.status();
-        if (bytes.ok())
-          status = engine_->import_range(sequence, 0, {e.block * block, (e.block + 1) * block}, *bytes);
-        cache_->complete({e, status});
-        good = status.ok();
-        if (!good) {
-          ++stats_.failed_imports;
-          break;
+        // Behind a block that failed nothing is imported, but every load is reported.
+        if (status.ok()) {
+          const auto bytes = tier_.read(e.slot, e.key);
+          status = bytes.status();
+          if (bytes.ok())
+            status = engine_->import_range(sequence, 0, {e.block * block, (e.block + 1) * block}, *bytes);
+          if (status.ok()) {
+            stats_.imported_bytes += bytes->size();
+            have += block;
+          } else {
+            ++stats_.failed_imports;
+          }
         }
-        stats_.imported_bytes += bytes->size();
-        have += block;
+        cache_->complete({e, status});
       }
     }
     admission.from_host = have - admission.from_resident;

@@ -45,7 +45,7 @@ concept BlockSource = requires(S source, BlockKey parent, std::uint32_t i, const
   { source.stored_key(parent, stored) } noexcept -> std::same_as<BlockKey>;
   /// How many of the n stored units from `stored` equal the prompt's blocks i, i+1, ... (a prefix of them).
   { source.equal(stored, i, i) } noexcept -> std::same_as<std::uint32_t>;
-  /// Writes block i's marks to `marks` (room for kMaxMarksPerBlock) and returns how many.
+  /// Writes block i's marks to `marks` (room for kMaxMarksPerBlock), in the order of a key, and returns how many.
   { source.marks(i, marks) } noexcept -> std::same_as<std::uint32_t>;
   /// The first block at or behind i that has marks; `blocks()` if none.
   { source.next_marked(i) } noexcept -> std::same_as<std::uint32_t>;
@@ -119,14 +119,19 @@ class TokenSource {
     std::uint32_t n = 0;
     auto extra = std::ranges::lower_bound(prompt_->extras, begin, {}, &Extra::position);
     auto change = std::ranges::lower_bound(prompt_->changes, begin, {}, &ScopeChange::position);
-    for (; extra != prompt_->extras.end() && extra->position < end; ++extra)
-      out[n++] = {KeyMark::Kind::kMedia, extra->position - begin, extra->digest};
-    for (; change != prompt_->changes.end() && change->position < end; ++change) {
-      out[n] = {KeyMark::Kind::kScope, change->position - begin, {}};
-      std::memcpy(out[n].value.data(), &change->scope, sizeof change->scope);
-      ++n;
+    for (;; ++n) {
+      const bool more_extras = extra != prompt_->extras.end() && extra->position < end;
+      const bool more_changes = change != prompt_->changes.end() && change->position < end;
+      if (!more_extras && !more_changes) return n;
+      if (more_extras && (!more_changes || extra->position <= change->position)) {
+        out[n] = {KeyMark::Kind::kMedia, extra->position - begin, extra->digest};
+        ++extra;
+      } else {
+        out[n] = {KeyMark::Kind::kScope, change->position - begin, {}};
+        std::memcpy(out[n].value.data(), &change->scope, sizeof change->scope);
+        ++change;
+      }
     }
-    return n;
   }
 
   [[nodiscard]] bool equal_marks(const std::byte* stored, std::uint32_t count,

@@ -9,7 +9,7 @@
 // sequentially consistent; so a writer that does not see the reader's pin is one whose unlinking the reader sees. No
 // fences, since thread sanitizers do not model them.
 //
-// Threads: `Epochs::Reader` belongs to one thread at a time; `advance` and `safe` to the writer.
+// Threads: `Epochs::Reader` belongs to one thread at a time; `advance` and `oldest` to the writer.
 #pragma once
 
 #include <atomic>
@@ -81,15 +81,12 @@ class Epochs {
   }
 
   /// Writer: closes the epoch in which something was unlinked. What was unlinked before this call is safe once
-  /// `safe(returned value)`.
+  /// `oldest()` is at least the value returned.
   [[nodiscard]] std::uint64_t advance() noexcept {
     return global_[0].fetch_add(1, std::memory_order_seq_cst) + 1;
   }
 
-  /// Writer: nobody who began before `epoch` is still reading. O(max_readers).
-  [[nodiscard]] bool safe(std::uint64_t epoch) const noexcept { return oldest() >= epoch; }
-
-  /// Writer: the oldest epoch that a reader is in; the largest number if nobody reads.
+  /// Writer: the oldest epoch that a reader is in; the largest number if nobody reads. O(max_readers).
   [[nodiscard]] std::uint64_t oldest() const noexcept {
     std::uint64_t oldest = std::numeric_limits<std::uint64_t>::max();
     for (std::size_t i = 0; i < slots_.size(); ++i) {

@@ -40,8 +40,6 @@ class HeadTable {
 
   [[nodiscard]] std::size_t bytes() const noexcept { return lines_.bytes(); }
 
-  void prefetch(BlockKey key) const noexcept { __builtin_prefetch(&lines_[home(key)]); }
-
   /// Calls `accept(run)` for each candidate until it returns true; false if none did.
   template <class Accept>
   bool find(BlockKey key, Accept&& accept) const noexcept {

@@ -66,9 +66,10 @@ enum class IndexMode : std::uint8_t {
 
 struct IndexOptions {
   IndexMode mode = IndexMode::kTokens;
-  std::uint32_t block_tokens = 16;    // 1 to kMaxBlockTokens
-  std::uint32_t capacity_blocks = 0;  // blocks that can be present at once, up to fragmentation
-  std::uint32_t max_runs = 0;         // 0: one for each four blocks, and 1,024
+  IndexMode replayed = IndexMode::kTokens;  // kNothing only: the mode that the log was recorded in
+  std::uint32_t block_tokens = 16;          // 1 to kMaxBlockTokens
+  std::uint32_t capacity_blocks = 0;        // blocks that can be present at once, up to fragmentation
+  std::uint32_t max_runs = 0;               // 0: one for each four blocks, and 1,024
   std::uint32_t max_readers = 16;
   Memory memory = heap_memory();
 };
@@ -194,6 +195,7 @@ class PrefixIndex {
 
   /// Any thread. Keeps the run and all before it; false if the handle is stale. O(1). Undo with `unpin`.
   [[nodiscard]] bool try_pin(RunId run, std::uint32_t generation) noexcept {
+    if (run >= runs_.size()) return false;
     auto& state = runs_[run].state;
     std::uint64_t now = state.load(std::memory_order_acquire);
     while (generation_of(now) == generation && (now & kEvicting) == 0)
@@ -295,7 +297,8 @@ class PrefixIndex {
     return extend(place, source, until, [](RunId, BlockPos, std::uint32_t, bool) {});
   }
 
-  /// W. The run's first `n` blocks are computed. Only grows; what lies before the run must be ready.
+  /// W. The run's first `n` blocks are computed, and no others. What lies before the run must be ready if n > 0; what
+  /// lies behind must not be if n is less than the length.
   void set_ready(RunId run, std::uint32_t n) noexcept {
     assert(n <= runs_[run].length.load(std::memory_order_relaxed));
     runs_[run].ready.store(n, std::memory_order_release);
@@ -315,11 +318,13 @@ class PrefixIndex {
   }
 
   /// W. Drops a leaf's blocks behind the first `keep`; with `keep` 0 the run is erased. Leaf first is the only order there
-  /// is: kWrongState for a run with children or a root, or if pinned; kExhausted if readers hold too much back.
+  /// is: kWrongState for a run with children or a root, or if pinned; kStale for a run that is gone and whose id was not
+  /// given out again; kExhausted if readers hold too much back.
   /// Calls `before()` once it is certain and before anything changes. Handles of the run become stale.
   template <class Before>
   Status trim(RunId id, std::uint32_t keep, Before&& before) noexcept {
     reclaim();
+    if (id >= fresh_runs_ || dead(id)) return {StatusCode::kStale, "the run is gone: look it up again"};
     Run& run = runs_[id];
     const std::uint32_t length = run.length.load(std::memory_order_relaxed);
     if (run.children != 0 || run.parent.load(std::memory_order_relaxed) == kNoRun || keep >= length)
@@ -348,6 +353,7 @@ class PrefixIndex {
     run.end = end + 1;
     run.end_known = false;
     run.state.store((state & ~kEvicting) + kGeneration, std::memory_order_release);
+    ++last.retiring;
     retire({0, segment, end + 1 - arena_.begin(segment), dropped, Retired::Kind::kTail});
     return {};
   }
@@ -359,6 +365,8 @@ class PrefixIndex {
   /// W. Joins a run with its only child, which keeps its id; the run's own handles become stale. False when that is not
   /// possible (several children, pinned, marked child, a child that lies elsewhere). O(1).
   bool merge_with_child(RunId id) noexcept {
+    reclaim();
+    if (id >= fresh_runs_ || dead(id)) return false;
     Run& head = runs_[id];
     if (head.children != 1 || head.parent.load(std::memory_order_relaxed) == kNoRun ||
         retired_count_ == retired_.size())
@@ -373,7 +381,8 @@ class PrefixIndex {
     const bool shared = tail_segment == head.last_segment;
     if (!shared) {
       const std::uint32_t next = last.next.load(std::memory_order_relaxed);
-      if (tail_start != arena_.begin(tail_segment) || (next != kNoSegment && next != tail_segment) ||
+      if (last.retiring != 0 || tail_start != arena_.begin(tail_segment) ||
+          (next != kNoSegment && next != tail_segment) ||
           arena_.begin(head.last_segment) + last.used.load(std::memory_order_relaxed) != head.end)
         return false;
     }
@@ -515,10 +524,7 @@ class PrefixIndex {
   [[nodiscard]] bool take() noexcept {
     const std::uint32_t max_runs =
         options_.max_runs != 0 ? options_.max_runs : options_.capacity_blocks / 4 + 1024;
-    const std::uint32_t unit_bytes = options_.mode == IndexMode::kTokens
-                                         ? options_.block_tokens * static_cast<std::uint32_t>(sizeof(TokenId))
-                                         : (options_.mode == IndexMode::kKeys ? sizeof(BlockKey) : 0);
-    return arena_.take(options_.memory, options_.capacity_blocks, unit_bytes) &&
+    return arena_.take(options_.memory, options_.capacity_blocks, unit_bytes(), has_units()) &&
            runs_.take(options_.memory, max_runs) && table_.take(options_.memory, max_runs) &&
            retired_.take(options_.memory, max_runs / 4 + 1024) &&
            epochs_.take(options_.memory, options_.max_readers);
@@ -530,19 +536,24 @@ class PrefixIndex {
     return {run.end_lo.load(std::memory_order_acquire), run.end_hi.load(std::memory_order_acquire)};
   }
 
-  /// A consistent copy; false if the writer is changing the run (or the run died) right now.
+  /// A consistent copy; false if the run died, or if the writer is changing it all the time.
   [[nodiscard]] bool load(RunId id, View& v) const noexcept {
     const Run& r = runs_[id];
-    v.layout = r.layout.load(std::memory_order_acquire);
-    v.state = r.state.load(std::memory_order_acquire);
-    v.parent = r.parent.load(std::memory_order_acquire);
-    v.segment = r.segment.load(std::memory_order_acquire);
-    v.start = r.start.load(std::memory_order_acquire);
-    v.depth = r.depth.load(std::memory_order_acquire);
-    v.length = r.length.load(std::memory_order_acquire);
-    v.ready = r.ready.load(std::memory_order_acquire);
-    v.marks = r.marks.load(std::memory_order_acquire);
-    return (v.layout & 1) == 0 && unchanged(id, v);
+    for (int looks = 16; looks > 0; --looks) {
+      v.layout = r.layout.load(std::memory_order_acquire);
+      v.state = r.state.load(std::memory_order_acquire);
+      v.parent = r.parent.load(std::memory_order_acquire);
+      v.segment = r.segment.load(std::memory_order_acquire);
+      v.start = r.start.load(std::memory_order_acquire);
+      v.depth = r.depth.load(std::memory_order_acquire);
+      v.length = r.length.load(std::memory_order_acquire);
+      v.ready = r.ready.load(std::memory_order_acquire);
+      v.marks = r.marks.load(std::memory_order_acquire);
+      if ((v.layout & 1) != 0 || !unchanged(id, v)) continue;
+      // A dying run already has its next generation: a handle with it would fit whatever the id names later.
+      if ((v.state & kEvicting) == 0) return true;
+    }
+    return false;
   }
   [[nodiscard]] bool unchanged(RunId id, const View& v) const noexcept {
     const Run& r = runs_[id];
@@ -565,8 +576,10 @@ class PrefixIndex {
       } else {
         const std::uint32_t count = std::min(available - from, n - done);
         if (next != kNoSegment && done + count < n) {
+          // What no hardware sees coming: the next piece's links, and its first lines.
           __builtin_prefetch(&arena_.segment(next));
-          __builtin_prefetch(arena_.unit(arena_.begin(next)));
+          for (std::size_t line = 0; line < 8; ++line)
+            __builtin_prefetch(arena_.unit(arena_.begin(next)) + 64 * line);
         }
         const std::uint32_t accepted = fn(start + from, count);
         done += accepted;
@@ -618,8 +631,8 @@ class PrefixIndex {
   [[nodiscard]] bool try_walk(RunId current, std::uint32_t at, std::uint32_t limit, const S& source,
                               Visit& visit, Match& match) const noexcept {
     View v;
-    bool all_ready = true;
-    match.ready = at;
+    match.ready = kAlone ? ready_before(current, at) : 0;  // readers start at the root
+    bool all_ready = match.ready == at;
     const auto arrive = [&](std::uint32_t offset, std::uint32_t blocks) {
       const std::uint32_t ready = v.ready <= offset ? 0 : std::min(v.ready - offset, blocks);
       if (all_ready) match.ready += ready;
@@ -629,51 +642,76 @@ class PrefixIndex {
     if (!load(current, v)) return false;
     for (;;) {
       match.place = {current, generation_of(v.state), at};
-      const std::uint32_t end = v.depth + v.length;
-      if (at < end && at < limit) {
+      if (at >= limit) return true;
+      if (at < v.depth + v.length) {
         // Behind a run's first block nothing is marked, so a marked block of the prompt ends the comparison.
-        const std::uint32_t n = std::min({end, limit, source.next_marked(at)}) - at;
+        const std::uint32_t n = std::min({v.depth + v.length, limit, source.next_marked(at)}) - at;
         const std::uint32_t offset = at - v.depth;
         const std::uint32_t equal = n == 0 ? 0 : compare(current, v, offset, n, at, source, visit);
-        if (!unchanged(current, v)) return false;
+        if (!still_there(current, v, offset + equal)) return false;
         arrive(offset, equal);
-        match.place.blocks = at;
-        if (at < end) return true;
+        if (equal == n && n > 0) continue;  // at its end, unless it grew meanwhile
+        match.place = {current, generation_of(v.state), at};
+        return true;
       }
-      if (at >= limit) return true;
 
       const BlockKey key = source.key(end_key(runs_[current]), at);
       View child{};
       RunId found = kNoRun;
-      std::uint32_t equal = 0;
-      bool doubt = false;
-      table_.find(key, [&](RunId candidate) {
-        if (!load(candidate, child) || child.parent != current || child.depth != at) {
-          doubt = true;  // another key with the same tag, or a run that is being split or merged
-          return false;
-        }
-        const auto* marks = arena_.unit(child.start) - child.marks * sizeof(StoredMark);
-        if (!source.equal_marks(marks, child.marks, at)) return false;
-        const std::uint32_t n = std::min({child.length, limit - at, source.next_marked(at + 1) - at});
-        equal = compare(candidate, child, 0, n, at, source, visit);
-        if (equal == 0) return false;
-        found = candidate;
-        return true;
-      });
-      if (!unchanged(current, v) || (found != kNoRun && !unchanged(found, child))) return false;
-      if (found == kNoRun) {
-        const std::uint32_t length = runs_[current].length.load(std::memory_order_acquire);
-        if (length == v.length) return kAlone || !doubt;
-        if (!load(current, v)) return false;  // the run grew meanwhile: go on inside it
-        continue;
+      std::uint32_t compared = 0, equal = 0;
+      // A candidate that does not fit is another key with the same tag, or a run that is being rearranged. The latter
+      // settles within a few looks; then a miss is a miss.
+      bool doubt = true;
+      for (int looks = kAlone ? 1 : 8; looks > 0 && doubt && found == kNoRun; --looks) {
+        doubt = false;
+        table_.find(key, [&](RunId candidate) {
+          if (!load(candidate, child) || child.parent != current || child.depth != at) {
+            doubt = true;
+            return false;
+          }
+          const std::byte* marks =
+              !has_units() ? nullptr : arena_.unit(child.start) - child.marks * sizeof(StoredMark);
+          if (!source.equal_marks(marks, child.marks, at)) return false;
+          compared = std::min({child.length, limit - at, source.next_marked(at + 1) - at});
+          equal = compare(candidate, child, 0, compared, at, source, visit);
+          if (equal == 0) return false;
+          found = candidate;
+          return true;
+        });
       }
+      if (!still_there(current, v, at - v.depth)) return false;
+      if (found == kNoRun) {
+        if (v.length == at - v.depth) return true;
+        continue;  // the run grew meanwhile: go on inside it
+      }
+      if (!still_there(found, child, equal)) return false;
       current = found;
       v = child;
       arrive(0, equal);
-      if (equal < v.length) {
-        match.place = {current, generation_of(v.state), at};
-        return true;
-      }
+      if (equal == compared) continue;
+      match.place = {current, generation_of(v.state), at};
+      return true;
+    }
+  }
+
+  /// Whether what was compared is still the run's: its first `blocks` blocks, where they were. The view is then the present
+  /// one. Blocks that are there were there all along: while a reader holds its epoch, what was trimmed does not grow again.
+  [[nodiscard]] bool still_there(RunId id, View& v, std::uint32_t blocks) const noexcept {
+    View now;
+    if (!load(id, now) || now.parent != v.parent || now.depth != v.depth || now.start != v.start ||
+        now.length < blocks)
+      return false;
+    v = now;
+    return true;
+  }
+
+  /// How many of the first `blocks` blocks on the path to `run` are ready. O(pending runs at its end).
+  [[nodiscard]] std::uint32_t ready_before(RunId run, std::uint32_t blocks) const noexcept {
+    for (;; run = runs_[run].parent.load(std::memory_order_relaxed)) {
+      const Run& r = runs_[run];
+      const std::uint32_t ready = r.ready.load(std::memory_order_relaxed);
+      if (ready != 0 || r.parent.load(std::memory_order_relaxed) == kNoRun)
+        return std::min(blocks, r.depth.load(std::memory_order_relaxed) + ready);
     }
   }
 
@@ -771,7 +809,7 @@ class PrefixIndex {
     const Run& run = runs_[id];
     if (run.children != 0 || run.last_segment == kNoSegment) return false;
     const SpanArena::Segment& last = arena_.segment(run.last_segment);
-    return last.next.load(std::memory_order_relaxed) == kNoSegment &&
+    return last.retiring == 0 && last.next.load(std::memory_order_relaxed) == kNoSegment &&
            arena_.begin(run.last_segment) + last.used.load(std::memory_order_relaxed) == run.end;
   }
 
@@ -787,8 +825,7 @@ class PrefixIndex {
         std::memory_order_release);
     if (count == 0) return id;
     const std::size_t unit = unit_bytes();
-    const std::uint32_t units =
-        unit == 0 ? 0 : static_cast<std::uint32_t>((count * sizeof(StoredMark) + unit - 1) / unit);
+    const auto units = static_cast<std::uint32_t>((count * sizeof(StoredMark) + unit - 1) / unit);
     const std::uint32_t segment = arena_.allocate_whole(units + 1);
     if (segment == kNoSegment) {
       abandon_run(id);
@@ -800,7 +837,7 @@ class PrefixIndex {
     run.last_segment = segment;
     run.start.store(arena_.begin(segment) + units, std::memory_order_release);
     run.marks.store(count, std::memory_order_release);
-    if (unit != 0)
+    if (has_units())
       std::memcpy(arena_.unit(arena_.begin(segment) + units) - count * sizeof(StoredMark), marks,
                   count * sizeof(StoredMark));
     return id;
@@ -820,9 +857,8 @@ class PrefixIndex {
               ? 0
               : arena_.capacity(segment) - arena_.segment(segment).used.load(std::memory_order_relaxed);
       if (room == 0) {
-        // Segments grow with the span, so that one that grows block by block does not become a list of single blocks;
-        // an eighth at most is room for later.
-        segment = arena_.allocate(std::max(n - done, (length + done) / 8));
+        // Segments grow with the span, so that one that grows in small steps does not become a list of small pieces.
+        segment = arena_.allocate(std::max(n - done, (length + done) / 2));
         if (segment == kNoSegment) break;
         SpanArena::Segment& s = arena_.segment(segment);
         s.references = 1;
@@ -840,7 +876,7 @@ class PrefixIndex {
       const std::uint32_t used = s.used.load(std::memory_order_relaxed);
       const std::uint32_t count = std::min(room, n - done);
       const BlockPos first = arena_.begin(segment) + used;
-      if (unit_bytes() != 0) source.copy(at + done, count, arena_.unit(first));
+      if (has_units()) source.copy(at + done, count, arena_.unit(first));
       for (std::uint32_t i = 0; i < count; ++i) {
         key = source.key(key, at + done + i);
         if (length + done + i == 0) run.first_key = key;
@@ -886,6 +922,7 @@ class PrefixIndex {
 
   void release(const Retired& thing) noexcept {
     if (thing.kind == Retired::Kind::kTail) {
+      --arena_.segment(thing.id).retiring;
       arena_.segment(thing.id).used.store(thing.used, std::memory_order_release);
       arena_.shrink(thing.id, thing.used);
       for (std::uint32_t s = thing.dropped; s != kNoSegment;) {
@@ -917,10 +954,17 @@ class PrefixIndex {
     }
   }
 
-  [[nodiscard]] std::size_t unit_bytes() const noexcept {
-    if (options_.mode == IndexMode::kTokens) return options_.block_tokens * sizeof(TokenId);
-    return options_.mode == IndexMode::kKeys ? sizeof(BlockKey) : 0;
+  [[nodiscard]] bool dead(RunId id) const noexcept {
+    return (runs_[id].state.load(std::memory_order_relaxed) & kEvicting) != 0;
   }
+
+  /// Of a block's unit. A replay lays out the same units as the recorded run, without their bytes.
+  [[nodiscard]] std::uint32_t unit_bytes() const noexcept {
+    const IndexMode mode = has_units() ? options_.mode : options_.replayed;
+    return mode == IndexMode::kKeys ? static_cast<std::uint32_t>(sizeof(BlockKey))
+                                    : options_.block_tokens * static_cast<std::uint32_t>(sizeof(TokenId));
+  }
+  [[nodiscard]] bool has_units() const noexcept { return options_.mode != IndexMode::kNothing; }
 
   // ---- runs and their links ----------------------------------------------------------------------------------------
 

@@ -39,14 +39,17 @@ class SpanArena {
     std::uint32_t references;         // runs that have blocks here
     std::uint8_t order;               // 2^order quanta
     bool free;
-    BlockKey before;  // key of the block before the segment's first unit
+    std::uint16_t retiring;  // trims that cut behind this segment and whose blocks readers may still see
+    BlockKey before;         // key of the block before the segment's first unit
   };
   static_assert(sizeof(Segment) == 32);
 
-  [[nodiscard]] bool take(const Memory& memory, std::uint32_t units, std::uint32_t unit_bytes) noexcept {
-    unit_bytes_ = unit_bytes;
+  /// Without `has_units` the same units are given out, with no bytes behind them (a replay).
+  [[nodiscard]] bool take(const Memory& memory, std::uint32_t units, std::uint32_t unit_bytes,
+                          bool has_units = true) noexcept {
+    unit_bytes_ = has_units ? unit_bytes : 0;
     // A quantum is at least 128 bytes, so that its 32 bytes of bookkeeping stay small beside it.
-    quantum_units_ = unit_bytes >= 64 ? 2 : std::bit_ceil(128 / (unit_bytes == 0 ? 16 : unit_bytes));
+    quantum_units_ = unit_bytes >= 64 ? 2 : std::bit_ceil(128 / unit_bytes);
     const std::uint32_t big = quantum_units_ << kMaxOrder;
     quanta_ = (units + big - 1) / big << kMaxOrder;
     for (auto& head : free_) head = kNoSegment;
@@ -73,7 +76,6 @@ class SpanArena {
   [[nodiscard]] std::uint32_t capacity(SegmentId id) const noexcept {
     return quantum_units_ << segments_[id].order;
   }
-  [[nodiscard]] std::uint32_t quantum_units() const noexcept { return quantum_units_; }
 
   /// A new segment for about `units` units: never more than the next power of two below, never less than a quantum, and
   /// smaller where memory is fragmented. kNoSegment when nothing is left.
@@ -141,6 +143,7 @@ class SpanArena {
                                    .references = 0,
                                    .order = static_cast<std::uint8_t>(order),
                                    .free = false,
+                                   .retiring = 0,
                                    .before = {}};
     return id;
   }

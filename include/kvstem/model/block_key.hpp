@@ -10,6 +10,16 @@
 // tokens takes half a second to make. A key that is not cryptographic is still not trusted alone: where tokens are
 // kept, they are compared on a hit.
 //
+// The input, byte for byte; all numbers little-endian, u32 or u64:
+//   block   "kvstem.block.v1\0" | parent key: lo u64, hi u64 | number of tokens u32 | number of marks u32
+//           | each token, as i32 | each mark: kind u32 (1 media, 2 scope) | offset in the block u32 | 32 bytes of value
+//           (media: the digest; scope: the new scope's root key, lo and hi, and 16 zero bytes).
+//           Marks stand by ascending offset; at one offset media stand before the scope.
+//   root    "kvstem.scope.v1\0" | hash algorithm u32 | expanded secret, 192 bytes | the scope (encode in scope.hpp)
+//   expanded secret   for i = 0..11: XXH3-128 of the secret's text with seed 0x6b767374656d0000 + i, as lo u64, hi u64
+// The key is XXH3-128 (with the expanded secret) or SHA-256 of that: {lo, hi} are XXH3's low and high word, or the first
+// 16 bytes of SHA-256's digest read as two u64.
+//
 // Two functions: `xxh3_key_function()` with a deployment secret (about 5 ns for 16 tokens), and `sha256_key_function()`
 // in sha256.hpp for keys that leave the trust domain (about 83 ns). Do not mix them in one store: the function's id is
 // part of the root key, so nothing is found, but nothing is shared either.
@@ -24,6 +34,7 @@
 
 #include <array>
 #include <bit>
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -92,6 +103,8 @@ static_assert(sizeof(KeyMark) == 40);
 
 /// Tokens that a block may have at most.
 inline constexpr std::uint32_t kMaxBlockTokens = 1024;
+/// Media and changes of scope that one block may hold together.
+inline constexpr std::uint32_t kMaxMarksPerBlock = 16;
 
 class KeyHasher {
  public:
@@ -121,15 +134,16 @@ class KeyHasher {
     return function_.hash(input, secret_);
   }
 
-  /// The key of the block that follows `parent`. At most kMaxBlockTokens tokens and 16 marks; noexcept, no allocation.
+  /// The key of the block that follows `parent`. At most kMaxBlockTokens tokens and kMaxMarksPerBlock marks, in the
+  /// order of the format; no allocation.
   [[nodiscard]] BlockKey next(BlockKey parent, std::span<const TokenId> tokens,
                               std::span<const KeyMark> marks = {}) const noexcept {
-    // Frame: domain, counts, parent, tokens, marks. Every length stands before what it counts.
+    assert(tokens.size() <= kMaxBlockTokens && marks.size() <= kMaxMarksPerBlock);
     struct Input {
       char domain[16];
       BlockKey parent;
       std::uint32_t token_count, mark_count;
-      std::byte rest[4 * kMaxBlockTokens + 16 * sizeof(KeyMark)];
+      std::byte rest[4 * kMaxBlockTokens + kMaxMarksPerBlock * sizeof(KeyMark)];
     };
     Input input;
     std::memcpy(input.domain, "kvstem.block.v1", 16);
@@ -156,7 +170,7 @@ class KeyChain {
   KeyChain(const KeyHasher& hasher, BlockKey root, std::uint32_t block_tokens)
       : hasher_(&hasher), last_(root), block_tokens_(block_tokens) {}
 
-  /// `marks` belong to the appended tokens: their offsets count from the first of `tokens`.
+  /// `marks` belong to the appended tokens: their offsets count from the first of `tokens`, in ascending order.
   void append(std::span<const TokenId> tokens, std::span<const KeyMark> marks = {}) {
     std::size_t m = 0;
     for (std::size_t i = 0; i < tokens.size(); ++i) {

@@ -46,9 +46,6 @@ struct Prompt {
   std::span<const BlockKey> keys{};
 };
 
-/// Extras and changes that one block may hold together.
-inline constexpr std::uint32_t kMaxMarksPerBlock = 16;
-
 /// Checks positions and order. Token ids are checked where they are stored, so that a match does not pay for it.
 [[nodiscard]] inline Status validate(const Prompt& prompt, std::uint32_t block_tokens) noexcept {
   if (prompt.tokens.size() > 0x7fffffffu)

@@ -3,7 +3,7 @@
 //
 // How long the state of a request should be kept after it ended. A wish, never a promise: memory decides. Plain data.
 //
-//   cache.release(lease, {.keep = Keep::kCold});     // this conversation will not come back
+//   lease.release({.keep = Keep::kCold});            // this conversation will not come back
 #pragma once
 
 #include <cstdint>

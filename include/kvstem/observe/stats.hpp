@@ -10,7 +10,7 @@
 namespace kvstem::inline v0 {
 
 struct CacheStats {
-  std::uint64_t requests = 0;            // leases acquired
+  std::uint64_t requests = 0;            // leases that ended
   std::uint64_t queried_tokens = 0;      // tokens of their prompts
   std::uint64_t hit_tokens = 0;          // found ready when the lease was acquired (or refreshed)
   std::uint64_t missed_tokens = 0;       // the rest

@@ -10,7 +10,7 @@
 //
 // Order of calls for one request: on_request_begin, on_hit for each run of the matched path (deepest first), on_missed for
 // each whole block that was not there (only if kWantsKeys), on_insert / on_grow for what is added, ..., on_hit again when
-// the request ends (so that what was in use all along is recent), on_request_end.
+// the request ends (so that what was in use all along is recent), on_request_end. Other requests' calls come in between.
 //
 // Threads: the cache's one. Cost: every call should be O(1); `victim` may be amortised. No allocation after `take`.
 #pragma once
@@ -67,14 +67,15 @@ concept EvictionPolicy =
       policy.on_hit(run, blocks);          // the run's first `blocks` blocks were used
       policy.on_insert(run, run, blocks);  // (run, its parent or kNoVictim for a scope's root, blocks): new
       policy.on_grow(run, blocks);         // by that many
-      policy.on_split(run, run);           // (head, tail): head is new and takes the first blocks of tail
-      policy.on_merge(run, run);           // (head, tail): head is gone, tail has its blocks
-      policy.on_trim(run, blocks);         // lost that many at its end
-      policy.on_erase(run);                // gone
-      policy.on_leaf(run);                 // its last child went: it is now a leaf
-      policy.on_missed(key);               // a block was asked for and not there: for ghosts
-      policy.on_evicted(key);              // a block was evicted: for ghosts
-      policy.demote(run);                  // the host says that it will hardly be used again: first to go
+      policy.on_split(run, run,
+                      blocks);  // (head, tail, blocks): head is new and takes that many first blocks of tail
+      policy.on_merge(run, run);    // (head, tail): head is gone, tail has its blocks
+      policy.on_trim(run, blocks);  // lost that many at its end
+      policy.on_erase(run);         // gone
+      policy.on_leaf(run);          // its last child went: it is now a leaf
+      policy.on_missed(key);        // a block was asked for and not there: for ghosts
+      policy.on_evicted(key);       // a block was evicted: for ghosts
+      policy.demote(run);           // the host says that it will hardly be used again: first to go
       /// Whether a head and its only child have equal recency and class, so that they may become one run.
       { view.mergeable(run, run) } -> std::same_as<bool>;
       /// The run whose last blocks should go first, among those that are evictable; kNoVictim if there is none.

@@ -42,7 +42,7 @@ class Lru {
     ++runs_;
   }
   void on_grow(std::uint32_t, std::uint32_t) noexcept {}
-  void on_split(std::uint32_t head, std::uint32_t tail) noexcept {
+  void on_split(std::uint32_t head, std::uint32_t tail, std::uint32_t) noexcept {
     link_older_than(head, entries_[tail].younger);
     entries_[head].tick = entries_[tail].tick;
     ++runs_;
