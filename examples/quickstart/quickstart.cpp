@@ -5,16 +5,19 @@
 // slots, and its attention state of a block is just a note of what was computed there.
 #include <kvstem/kvstem.hpp>
 
+#include <array>
 #include <cstdio>
 #include <string>
 #include <vector>
 
 using namespace kvstem;
 
-constexpr std::uint32_t kBlock = 4;
-static std::vector<std::string> pool(16);  // the engine's own KV memory, one entry for each slot
+namespace {
 
-static void serve(Cache& cache, ScopeId scope, const std::string& text) {
+constexpr std::uint32_t kBlock = 4;
+std::array<std::string, 16> pool;  // the engine's own KV memory, one entry for each slot
+
+void serve(Cache& cache, ScopeId scope, const std::string& text) {
   const std::vector<TokenId> tokens(text.begin(), text.end());  // one token for each letter
 
   auto lease = cache.acquire({.scope = scope, .tokens = tokens});  // matches and pins, in one step
@@ -37,6 +40,8 @@ static void serve(Cache& cache, ScopeId scope, const std::string& text) {
   (void)lease->release();     // the request is over; what it computed stays
 }
 
+}  // namespace
+
 int main() {
   auto cache = Cache::create({.block_tokens = kBlock, .slots = static_cast<std::uint32_t>(pool.size())});
   if (!cache.ok()) return std::printf("%s\n", cache.status().message()), 1;
@@ -45,6 +50,6 @@ int main() {
 
   serve(**cache, *scope, "You are a helpful assistant. Hi!");
   serve(**cache, *scope, "You are a helpful assistant. What is a goose?");
-  (*cache)->end_step(kNow);  // no step runs any more: freed slots may be used again
+  (void)(*cache)->end_step(kNow);  // no step runs any more: freed slots may be used again
   serve(**cache, *scope, "You are a pirate.");
 }

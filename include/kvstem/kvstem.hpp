@@ -18,6 +18,7 @@
 #include "kvstem/base/version.hpp"
 #include "kvstem/cache/cache.hpp"
 #include "kvstem/cache/replay.hpp"
+#include "kvstem/host/opaque_host.hpp"
 #include "kvstem/index/prefix_index.hpp"
 #include "kvstem/model/block_key.hpp"
 #include "kvstem/model/kv_group.hpp"
@@ -30,3 +31,5 @@
 #include "kvstem/observe/stats.hpp"
 #include "kvstem/policy/eviction_policy.hpp"
 #include "kvstem/policy/lru.hpp"
+#include "kvstem/tier/host_tier.hpp"
+#include "kvstem/tier/tier.hpp"

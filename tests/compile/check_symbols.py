@@ -16,8 +16,8 @@ FORBIDDEN = re.compile(
     r"|_ZSt[34]c(out|err|log)|_ZSt4clog|.*basic_ostream.*|.*__ostream_insert.*|_ZNSt8ios_base.*"
     r"|clock(_gettime)?|time|gettimeofday|_ZNSt6chrono.*|nanosleep|clock_nanosleep|pthread_create|_ZNSt6thread.*"
 )
-OURS = re.compile(r"_Z(T[VISTWHC]|GV|GR)?(N[KV]*[RO]?)?6kvstem")
-STANDARD_LIBRARY = re.compile(r"_Z(T[VIS]|GV|GR)?(N[KV]*[RO]?)?(St|S[absiod]|9__gnu_cxx|10__cxxabiv1)")
+OURS = re.compile(r"_Z(T[VISTWHC]|GV|GR)?Z*(N[KV]*[RO]?)?6kvstem")
+STANDARD_LIBRARY = re.compile(r"_Z(T[VIS]|GV|GR)?Z*(N[KV]*[RO]?)?(St|S[absiod]|9__gnu_cxx|10__cxxabiv1)")
 
 
 def complaints(listing: str) -> list[str]:
@@ -50,6 +50,7 @@ def self_test() -> int:
         "0000000000001000 W _ZNSt6vectorIiSaIiEE17_M_realloc_insertIJiEEEvv",
         "0000000000001000 T _ZN6kvstem2v03runEv",
         "0000000000001000 W _ZNKR6kvstem2v06ResultIiEdeEv",
+        "0000000000001000 W _ZZN6kvstem2v011heap_memoryEvENUlPvmmE_4_FUNES1_mm",
     ]
     bad = [
         "                 U abort@GLIBC_2.2.5",

@@ -72,6 +72,7 @@ TEST_CASE("a cache does what a map of prefixes does") {
                                                         {"invalidated", tally.invalidated},
                                                         {"duplicates", tally.duplicates},
                                                         {"unpublished", tally.unpublished},
+                                                        {"gave up", tally.gave_up},
                                                         {"splits", tally.splits},
                                                         {"merges", tally.merges},
                                                         {"ghost hits", tally.ghost_hits},

@@ -50,8 +50,9 @@ class Walk {
     bool live = false;  // has a lease, or is released and waits for a point
     bool releasing = false;
     bool shared = false, started = false;
-    bool cut = false;  // something of it was not kept
-    Digest told = 0;   // what `refresh` said it must compute
+    bool cut = false;      // something of it was not kept
+    bool gave_up = false;  // in place: took the room of blocks that it found and could not use
+    Digest told = 0;       // what `refresh` said it must compute
     std::uint32_t index = 0, prompt_tokens = 0, matched = 0, committed = 0, reserved = 0, grid = 0,
                   grid_tokens = 0;
     std::uint32_t settled = 0;                // blocks
@@ -113,9 +114,8 @@ class Walk {
     for (Request& r : requests_)
       while (r.live && !r.releasing && !end(r, Keep::kNormal, below(2) == 0)) {
       }
-    for (std::uint32_t t = 0; t < kTimelines; ++t) reach({t, launched_[t]});
-    while (!in_flight_.empty()) complete(0, false);
-    settle_model();
+    for (std::uint32_t t = 0; t < kTimelines; ++t) reach({t, launched_[t]}), settle_model();
+    while (!in_flight_.empty()) complete(0, false), settle_model();
     end_step();
     check();
     MUST(cache_->audit().lease_pins == 0 && cache_->pool().held_slots() == 0);
@@ -268,7 +268,9 @@ class Walk {
     const CacheStats& s = cache_->stats();
     const bool unpublished = s.unpublished_blocks > unpublished_;
     unpublished_ = s.unpublished_blocks;
-    if (in_place() && config_.max_runs == 0) MUST(!unpublished);
+    bool gave_up = false;
+    for (const Request& r : requests_) gave_up = gave_up || r.gave_up;
+    if (in_place() && config_.max_runs == 0) MUST(!unpublished || gave_up);
     // By step one of those that have nothing more to store gave up; which one is the cache's affair.
     for (Request& r : requests_)
       if (unpublished && !in_place() && r.live && !r.releasing && r.lease.unstored_blocks() == 0)
@@ -284,10 +286,12 @@ class Walk {
       }
   }
 
-  void gone(Request& r) {
-    ++ended_;
-    queried_ += r.prompt_tokens;
-    hits_ += r.matched * bt();
+  void gone(Request& r, bool given_up = false) {
+    if (!given_up) {
+      ++ended_;
+      queried_ += r.prompt_tokens;
+      hits_ += r.matched * bt();
+    }
     for (const std::int32_t slot : r.table) slots_[slot].last_read = step_;
     r.live = r.releasing = false;
   }
@@ -319,7 +323,8 @@ class Walk {
         if (r.text.keys[b] != c.key || present_.count(d) != 0) continue;
         const Digest parent = b == 0 ? 0 : r.text.digests[b - 1];
         if (b > 0 && present_.count(parent) == 0) continue;
-        if (!r.shared || c.parent != (b == 0 ? root_keys_[r.text.scope] : r.text.keys[b - 1])) continue;
+        if (!r.shared || r.gave_up || c.parent != (b == 0 ? root_keys_[r.text.scope] : r.text.keys[b - 1]))
+          continue;
         if (!in_place() && (stored_by_ != &r || stored_block_ != b)) continue;
         digest = d;
         node = {parent,
@@ -531,7 +536,13 @@ class Walk {
     if (!in_place()) return true;
     const auto table = r.lease.table(0);
     MUST(table.size() == (r.reserved + bt() - 1) / bt());
-    take_changes();  // what was evicted for it is known to be gone
+    // What was evicted for it is known to be gone; it may be what it found itself and could not use.
+    const std::uint32_t present = present_blocks(r.text, false);
+    const bool cut = r.cut, gave_up = r.gave_up;
+    if (present > r.matched) r.cut = r.gave_up = true;
+    take_changes();
+    if (present_blocks(r.text, false) == present) r.cut = cut, r.gave_up = gave_up;
+    tally_.gave_up += r.gave_up && !gave_up;
     for (auto b = static_cast<std::uint32_t>(r.table.size()); b < table.size(); ++b) {
       const std::int32_t slot = table[b];
       MUST(slot >= 0 && static_cast<std::uint32_t>(slot) < config_.slots);
@@ -602,7 +613,7 @@ class Walk {
   }
 
   void end_step() {
-    cache_->end_step({kStepTimeline, step_});
+    MUST(cache_->end_step({kStepTimeline, step_}).ok());
     ++step_;
   }
 
@@ -624,7 +635,7 @@ class Walk {
       return true;
     }
     for (std::uint32_t b = r.settled; b < r.table.size(); ++b) slots_[r.table[b]].state = kPoison;
-    gone(r);
+    gone(r, abort && !r.started);
     return true;
   }
 

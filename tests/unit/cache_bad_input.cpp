@@ -276,3 +276,18 @@ TEST_CASE("a keyed cache takes keys and nothing else") {
   CHECK(second->matched_tokens() == 8);
   CHECK(second->known_tokens() == 12);
 }
+
+TEST_CASE("a step that ends on no timeline, on another, or before the one before is refused") {
+  Host<> host(small(2));
+  CHECK(host.cache->end_step({Cache::kMaxTimelines, 1}).code() == StatusCode::kOutOfRange);
+  CHECK(host.cache->end_step({2, 7}).ok());
+  CHECK(host.cache->end_step({2, 7}).ok());
+  auto lease = host.acquire(tokens(4));
+  REQUIRE(lease.reserve(4).ok());
+  REQUIRE(lease.abort().ok());
+  CHECK(host.cache->end_step({3, 8}).code() == StatusCode::kInvalidArgument);
+  CHECK(host.cache->end_step({2, 6}).code() == StatusCode::kInvalidArgument);
+  CHECK(host.cache->pool().held_slots() == 1);
+  CHECK(host.cache->end_step({2, 8}).ok());
+  CHECK(host.cache->pool().held_slots() == 0);
+}

@@ -89,7 +89,7 @@ class Host {
     ProbeRange ranges[3];
     const auto r = cache->probe(*reader, {.scope = scope, .tokens = prompt}, ranges);
     REQUIRE(r.ok());
-    return !r->empty() && r->front().presence == Presence::kReady ? r->front().tokens.end : 0;
+    return ready_tokens(*r);
   }
   void move_all() {
     StepEntry room[8];
@@ -99,7 +99,7 @@ class Host {
       for (const StepEntry& e : taken) cache->complete({e, {}});
     }
   }
-  void end_step() { cache->end_step({0, ++step}); }
+  void end_step() { REQUIRE(cache->end_step({0, ++step}).ok()); }
 
   std::unique_ptr<BasicCache<Policy>> cache;
   ScopeId scope{};

@@ -249,3 +249,24 @@ TEST_CASE("slots that were reserved and not used come back") {
   host.end_step();
   CHECK(host.cache->pool().free_slots() == 15);
 }
+
+TEST_CASE("an attempt that was given up before it began is no request") {
+  Host<> host(small(4));
+  host.serve(tokens(9));
+  auto holds = host.acquire(tokens(9));
+  host.compute(holds);
+  for (int i = 0; i < 5; ++i) {
+    auto waits = host.acquire(tokens(24, 0));
+    CHECK(waits.matched_tokens() == 8);
+    CHECK(waits.reserve(16).code() == StatusCode::kExhausted);
+  }
+  CHECK(host.cache->stats().requests == 1);
+  CHECK(host.cache->stats().refused_requests == 5);
+  CHECK(host.cache->stats().hit_tokens == 0);
+  REQUIRE(holds.release().ok());
+  auto fails = host.acquire(tokens(24, 0));
+  REQUIRE(fails.reserve(4).ok());
+  REQUIRE(fails.abort().ok());
+  CHECK(host.cache->stats().requests == 3);
+  CHECK(host.cache->stats().hit_tokens == 16);
+}

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The one seam through which kvstem takes memory. Everything is taken when an object is created and given back when it
-// is destroyed; nothing on the engine's thread allocates afterwards. A host that wants huge pages, NUMA placement or a
-// budget passes its own `Memory`.
+// is destroyed; nothing on the engine's thread allocates afterwards. (The objects that `create` returns, a few kilobytes
+// each, come from operator new.) A host that wants huge pages, NUMA placement or a budget passes its own `Memory`.
 //
 //   Memory huge{.allocate = my_huge_pages, .release = my_release, .user = &my_state};
 //   auto cache = Cache::create({.memory = huge, ...});
@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <memory>
 #include <type_traits>
 #include <utility>
 
@@ -40,10 +41,11 @@ struct Memory {
           .user = nullptr};
 }
 
-/// An array whose size is fixed when it is taken. Elements start as zero bytes; their destructors never run.
+/// An array whose size is fixed when it is taken. Elements start as zero bytes, and nothing touches them before you do; those
+/// that need their destructor are made by their default constructor.
 template <class T>
 class FixedArray {
-  static_assert(std::is_trivially_destructible_v<T>);
+  static constexpr bool kConstructed = !std::is_trivially_destructible_v<T>;
 
  public:
   FixedArray() noexcept = default;
@@ -52,14 +54,16 @@ class FixedArray {
         data_(std::exchange(other.data_, nullptr)),
         size_(std::exchange(other.size_, 0)) {}
   FixedArray& operator=(FixedArray&& other) noexcept {
-    FixedArray old(std::move(*this));
+    const FixedArray old(std::move(*this));
     memory_ = other.memory_;
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
     return *this;
   }
   ~FixedArray() {
-    if (data_ != nullptr) memory_.release(memory_.user, data_, bytes());
+    if (data_ == nullptr) return;
+    if constexpr (kConstructed) std::destroy_n(data_, size_);
+    memory_.release(memory_.user, data_, bytes());
   }
 
   /// False if the memory is not to be had; the array is then empty.
@@ -73,6 +77,7 @@ class FixedArray {
     memory_ = memory;
     data_ = static_cast<T*>(data);
     size_ = size;
+    if constexpr (kConstructed) std::uninitialized_value_construct_n(data_, size_);
     return true;
   }
 

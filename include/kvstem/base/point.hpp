@@ -7,9 +7,9 @@
 // Points travel as plain data: the cache compares them with what was reported to it and waits for nothing itself.
 //
 //   Point after_step{kMyQueue, ++steps};
-//   lease.commit(64, after_step);       // valid only once the step is done
+//   Status s = lease.commit(64, after_step);  // valid only once the step is done
 //   ...                                 // later, when the step is known to be done:
-//   cache.reach(after_step);
+//   s = cache.reach(after_step);
 #pragma once
 
 #include <cstdint>

@@ -27,8 +27,8 @@
 //   ScopeId scope = *cache->open_scope({.model = "sha256:...", .vocab_size = 49152});
 //   auto lease = cache->acquire({.scope = scope, .tokens = prompt});
 //   run_prefill(prompt, lease->matched_tokens(), lease->table(0));    // after lease->reserve(n)
-//   lease->commit(n, after_step);
-//   cache->end_step(after_step);
+//   Status s = lease->commit(n, after_step);
+//   if (s.ok()) s = cache->end_step(after_step);
 #pragma once
 
 #include <algorithm>
@@ -50,6 +50,7 @@
 #include "kvstem/cache/block_pool.hpp"
 #include "kvstem/cache/cache_options.hpp"
 #include "kvstem/cache/flight_source.hpp"
+#include "kvstem/cache/lease.hpp"
 #include "kvstem/cache/step.hpp"
 #include "kvstem/cache/tail_source.hpp"
 #include "kvstem/index/prefix_index.hpp"
@@ -61,9 +62,6 @@
 #include "kvstem/policy/lru.hpp"
 
 namespace kvstem::inline v0 {
-
-template <EvictionPolicy Policy>
-class BasicLease;
 
 template <EvictionPolicy Policy = Lru>
 class BasicCache {
@@ -184,14 +182,20 @@ class BasicCache {
   }
 
   /// The step that the host has just launched ends at `point`: every slot that was freed since the last call may be given
-  /// out again, to be written after that point. All steps end on one timeline, each later than the one before.
-  void end_step(Point point) noexcept {
+  /// out again, to be written after that point. All steps end on one timeline, none before the one before it; else
+  /// kOutOfRange or kInvalidArgument, and nothing happens.
+  Status end_step(Point point) noexcept {
+    if (point.timeline >= kMaxTimelines)
+      return {StatusCode::kOutOfRange, "Point::timeline must be below kMaxTimelines"};
+    if (step_ > 1 && (point.timeline != last_step_.timeline || point.value < last_step_.value))
+      return {StatusCode::kInvalidArgument, "steps must end on one timeline, one after the other"};
     op(FlightOp::kEndStep);
     put(point.timeline, point.value);
     pool_.end_step(point);
     last_step_ = point;
     ++step_;
     end_op();
+    return {};
   }
 
   /// Change records since the last call, oldest first; a jump in their numbers means that some were lost.
@@ -253,6 +257,12 @@ class BasicCache {
     Point after;
   };
 
+  /// How far the keys of a lease's blocks were told, so that telling the next costs one hash.
+  struct KeyCursor {
+    BlockKey last;         // of the block before, or the scope's root key
+    std::uint32_t blocks;  // told so far
+  };
+
   struct LeaseRecord {
     bool active;
     bool shared;      // what is computed is for others too
@@ -260,6 +270,7 @@ class BasicCache {
     bool storing;     // shared, and no store failed
     bool releasing;   // released, but a commit waits for its point
     bool started;     // something was reserved or committed: the match is final
+    bool given_up;    // aborted before it started: an attempt, and no request
     std::uint32_t generation;
     std::uint32_t scope;
     std::uint32_t last_scope;  // the one that holds at the prompt's end, and for what is appended
@@ -277,6 +288,8 @@ class BasicCache {
     std::uint32_t loading;      // kByStep: loads that were handed out and not reported
     std::uint32_t stored;       // kByStep: next block to hand out for storing
     std::uint32_t tail_marks;
+    KeyCursor moved;      // in step entries
+    KeyCursor published;  // in change records
     RequestFacts facts;
     Point not_before;
     Retention retention;
@@ -476,7 +489,7 @@ class BasicCache {
   }
 
   /// Makes the place the end of a run; without effect if no run is left.
-  template <BlockSource S>
+  template <StoredKeySource S>
   void split(Place& place, const S& source) noexcept {
     const RunId before = index_->locate(place);
     const auto head = index_->split(place, source);
@@ -485,6 +498,17 @@ class BasicCache {
     released_[*head] = released_[before];
     place = {*head, index_->info(*head).generation, place.blocks};
   }
+
+  /// The keys of what is stored, where no prompt is at hand.
+  struct StoredKeys {
+    BasicCache* cache;
+    [[nodiscard]] BlockKey stored_key(BlockKey parent, const std::byte* unit) const noexcept {
+      const BlockKey key = cache->replaying_ != nullptr ? cache->replaying_->template get<BlockKey>()
+                                                        : cache->stored_key()(parent, unit);
+      cache->put(key);
+      return key;
+    }
+  };
 
   /// Adds the source's blocks up to `until` behind the lease's place, as pending. False if memory ran out before.
   template <BlockSource S>
@@ -560,11 +584,40 @@ class BasicCache {
     }
   }
 
-  void record(ChangeKind kind, RunId run, std::uint32_t from, std::uint32_t n) noexcept {
+  /// Calls `fn(key, parent)` for the lease's blocks that are the run's [from, from + n). Goes on at the cursor if it can.
+  template <class Fn>
+  void tell_keys(std::uint32_t lease, KeyCursor& cursor, RunId run, std::uint32_t from, std::uint32_t n,
+                 Fn&& fn) noexcept {
+    const RunInfo info = index_->info(run);
+    if (cursor.blocks != info.depth + from)
+      index_->for_each_key(run, from, 1, stored_key(), [&](BlockPos, BlockKey, BlockKey parent) {
+        cursor = {parent, info.depth + from};
+      });
+    for (; n > 0; --n, ++from) {
+      const std::byte* unit = index_->unit(pos_[row(lease) + cursor.blocks]);
+      const BlockKey key = from == 0 ? info.first_key : stored_key()(cursor.last, unit);
+      fn(key, cursor.last);
+      cursor = {key, cursor.blocks + 1};
+    }
+  }
+
+  void record_stored(std::uint32_t lease, RunId run, std::uint32_t from, std::uint32_t n) noexcept {
+    record(ChangeKind::kStored, n,
+           [&](auto&& fn) { tell_keys(lease, leases_[lease].published, run, from, n, fn); });
+  }
+  void record_removed(RunId run, std::uint32_t from, std::uint32_t n) noexcept {
+    record(ChangeKind::kRemoved, n, [&](auto&& fn) {
+      index_->for_each_key(run, from, n, stored_key(),
+                           [&](BlockPos, BlockKey key, BlockKey parent) { fn(key, parent); });
+    });
+  }
+  /// `for_each_key(fn)` calls `fn(key, parent)` for each of n blocks.
+  template <class ForEachKey>
+  void record(ChangeKind kind, std::uint32_t n, ForEachKey&& for_each_key) noexcept {
     if (changes_.size() == 0 || n == 0) return;
     std::uint64_t number = changes_made_ + (kind == ChangeKind::kStored ? 0 : n - 1);
     const std::uint64_t end = changes_made_ + n;
-    index_->for_each_key(run, from, n, stored_key(), [&](BlockPos, BlockKey key, BlockKey parent) {
+    for_each_key([&](BlockKey key, BlockKey parent) {
       if (end - number <= changes_.size())
         changes_[number % changes_.size()] = {number, key, parent, kind, options_.medium, 0};
       // Removals are told from the leaf up.
@@ -583,7 +636,7 @@ class BasicCache {
     const std::uint32_t keep = info.length - n;
     const std::uint32_t ready = info.ready > keep ? info.ready - keep : 0;
     const Status status = index_->trim(run, keep, [&] {
-      record(ChangeKind::kRemoved, run, keep, ready);
+      record_removed(run, keep, ready);
       if constexpr (Policy::kWantsKeys)
         if (evicted) for_each_logged_key(run, keep, ready, [&](BlockKey key) { policy_.on_evicted(key); });
       index_->for_each_range(run, keep, n, [&](BlockPos first, std::uint32_t count) {
@@ -709,8 +762,16 @@ class BasicCache {
     return n;
   }
 
-  template <BlockSource S>
-  void acquire_with(std::uint32_t lease, const AcquireShape& shape, const S& source) noexcept {
+  /// `admit(n)` says whether what lies behind the n blocks that are there may go in; if not, nothing was changed.
+  template <BlockSource S, class Admit>
+  [[nodiscard]] bool acquire_with(std::uint32_t lease, const AcquireShape& shape, const S& source,
+                                  Admit&& admit) noexcept {
+    const RootId root = root_run_[shape.scope];
+    RowVisit visit{this, row(lease), 0, 0};
+    Match match{.place = index_->place_at_end(root), .ready = 0};
+    if (shape.how.reuse) match = index_->match(root, source, visit);
+    if (!admit(match.place.blocks)) return false;
+
     LeaseRecord& r = leases_[lease];
     const std::uint32_t generation = r.generation + 1;
     r = {};
@@ -723,10 +784,7 @@ class BasicCache {
     r.grid = shape.how.grid_tokens;
     r.shared = r.publishing = r.storing = shape.how.publish && shape.how.reuse;
 
-    const RootId root = root_run_[shape.scope];
-    RowVisit visit{this, row(lease), 0, 0};
-    Match match{.place = index_->place_at_end(root), .ready = 0};
-    if (shape.how.reuse) match = index_->match(root, source, visit);
+    r.moved = r.published = {root_keys_[shape.scope], 0};
     r.place = match.place;
     std::uint32_t usable = match.ready;
     if (shape.how.grid_tokens > 0) usable = std::min(usable, visit.grid_blocks);
@@ -750,6 +808,7 @@ class BasicCache {
     if (r.publishing && r.place.blocks < source.blocks())
       r.publishing = extend(lease, source, source.blocks());
     if (in_place()) fill_table(lease, 0, usable);
+    return true;
   }
 
   [[nodiscard]] std::uint32_t clip(std::uint32_t blocks, std::uint32_t tokens,
@@ -775,7 +834,8 @@ class BasicCache {
     const std::uint32_t have = blocks_for(r.scheduled), need = blocks_for(r.scheduled + n);
     if (in_place()) {
       for (std::uint32_t b = have; b < need; ++b) {
-        const SlotId slot = allocate_slot();
+        SlotId slot = allocate_slot();
+        if (slot == kNoSlot && give_up_unusable(lease, need - b)) slot = allocate_slot();
         if (slot == kNoSlot) {
           while (b-- > have) {
             const auto given = static_cast<SlotId>(table_[row(lease) + b]);
@@ -794,6 +854,29 @@ class BasicCache {
     r.scheduled += n;
     r.started = true;
     return {};
+  }
+  /// Blocks that are there but of no use to the lease (its match ends before the last token, and on the grid; or it has
+  /// computed them as well) may be the very room that it needs. If they are enough it lets go of them, and then keeps to
+  /// itself what it computes.
+  [[nodiscard]] bool give_up_unusable(std::uint32_t lease, std::uint32_t slots) noexcept {
+    LeaseRecord& r = leases_[lease];
+    const RunId run = index_->locate(r.place);
+    const RunInfo info = index_->info(run);
+    std::uint32_t used = std::max(r.matched, r.settled);
+    while (used > r.matched && own_[row(lease) + used - 1] != 0) --used;
+    const std::uint32_t from = std::max(used, info.depth);
+    if (info.depth + info.ready < from + slots || info.children != 0 || info.references != 1 ||
+        released_[run] == step_)
+      return false;
+    Place kept{r.place.run, r.place.generation, from};
+    if (from > info.depth) split(kept, StoredKeys{this});
+    const RunInfo end = index_->info(index_->locate(kept));
+    if (end.depth + end.length != from) return false;
+    disclaim(lease);
+    r.publishing = false;
+    r.place.blocks = from;
+    repin(r);
+    return true;
   }
   [[nodiscard]] std::uint32_t blocks_for(std::uint32_t tokens) const noexcept {
     return (tokens + options_.block_tokens - 1) / options_.block_tokens;
@@ -918,7 +1001,7 @@ class BasicCache {
         own_[row(lease) + b] = 0;
         give(lease, b, static_cast<SlotId>(table_[row(lease) + b]));
       }
-      if (n > duplicates) make_ready(r, run, from + duplicates, n - duplicates);
+      if (n > duplicates) make_ready(lease, run, from + duplicates, n - duplicates);
       r.settled += n;
     }
     r.settled = std::max(r.settled, until);
@@ -932,11 +1015,11 @@ class BasicCache {
     owner_[pos] = 0;
     on_grid_[pos] = (b + 1) * options_.block_tokens <= leases_[lease].grid_tokens;
   }
-  void make_ready(LeaseRecord& r, RunId run, std::uint32_t from, std::uint32_t n) noexcept {
+  void make_ready(std::uint32_t lease, RunId run, std::uint32_t from, std::uint32_t n) noexcept {
     index_->set_ready(run, from + n);
-    record(ChangeKind::kStored, run, from, n);
+    record_stored(lease, run, from, n);
     stats_.inserted_blocks += n;
-    r.facts.computed_blocks += n;
+    leases_[lease].facts.computed_blocks += n;
   }
 
   [[nodiscard]] Progress refresh(std::uint32_t lease) noexcept {
@@ -1002,12 +1085,12 @@ class BasicCache {
 
   void finish(std::uint32_t lease) noexcept {
     LeaseRecord& r = leases_[lease];
-    account(r);
+    if (!r.given_up) account(r);
     touch(r.place);
     r.facts.retention = r.retention;
     policy_.on_request_end(r.facts);
-    const std::uint32_t blocks = blocks_for(r.scheduled);
-    for (std::uint32_t b = 0; b < blocks; ++b) {
+    const std::uint32_t blocks = in_place() ? blocks_for(r.scheduled) : 0;
+    for (std::uint32_t b = r.matched; b < blocks; ++b) {
       if (own_[row(lease) + b] == 0) continue;
       free_slot(static_cast<SlotId>(table_[row(lease) + b]), false);
       own_[row(lease) + b] = 0;
@@ -1028,7 +1111,7 @@ class BasicCache {
   // ---- steps -------------------------------------------------------------------------------------------------------
 
   [[nodiscard]] StepEntry entry(StepKind kind, std::uint32_t lease, std::uint32_t b, SlotId slot) noexcept {
-    const LeaseRecord& r = leases_[lease];
+    LeaseRecord& r = leases_[lease];
     StepEntry e{.kind = kind,
                 .group = 0,
                 .lease = lease,
@@ -1039,8 +1122,8 @@ class BasicCache {
                 .not_before = kind == StepKind::kStore ? pool_.fence(slot) : kNow};
     if (options_.mode != IndexMode::kNothing) {
       const RunId run = run_of(r.place, b);
-      index_->for_each_key(run, b - index_->info(run).depth, 1, stored_key(),
-                           [&](BlockPos, BlockKey key, BlockKey) { e.key = key; });
+      tell_keys(lease, r.moved, run, b - index_->info(run).depth, 1,
+                [&](BlockKey key, BlockKey) { e.key = key; });
     }
     return e;
   }
@@ -1160,7 +1243,7 @@ class BasicCache {
       const RunInfo above = index_->info(info.parent);
       if (info.ready == from && (from > 0 || above.ready == above.length)) {
         give(e.lease, e.block, e.slot);
-        make_ready(*r, run, from, 1);
+        make_ready(e.lease, run, from, 1);
         return;
       }
       if (info.ready > from)
@@ -1196,7 +1279,7 @@ class BasicCache {
   void clear_ready(RunId run, std::uint32_t keep) noexcept {
     const RunInfo info = index_->info(run);
     if (info.ready <= keep) return;
-    record(ChangeKind::kRemoved, run, keep, info.ready - keep);
+    record_removed(run, keep, info.ready - keep);
     index_->for_each_range(run, keep, info.ready - keep, [&](BlockPos first, std::uint32_t n) {
       for (BlockPos pos = first; pos < first + n; ++pos) {
         if (slot_of_[pos] != 0) free_slot(slot_at(pos), true);
@@ -1246,8 +1329,64 @@ class BasicCache {
   std::uint64_t changes_made_ = 0, changes_taken_ = 0;
 };
 
+template <EvictionPolicy Policy>
+Result<BasicLease<Policy>> BasicCache<Policy>::acquire(const Prompt& prompt,
+                                                       const AcquireOptions& how) noexcept {
+  const auto refuse = [this](StatusCode code, const char* message) {
+    ++stats_.refused_requests;
+    return Status(code, message);
+  };
+  if (options_.mode == IndexMode::kNothing)
+    return refuse(StatusCode::kWrongState, "this cache only replays a flight log");
+  if (const Status status = check(prompt); !status.ok()) return refuse(status.code(), status.message());
+  const std::uint32_t tokens = token_count(prompt);
+  if (tokens > options_.max_lease_tokens)
+    return refuse(StatusCode::kOutOfRange, "the prompt is longer than CacheOptions::max_lease_tokens");
+  const std::uint32_t lease = free_lease();
+  if (lease == options_.max_leases)
+    return refuse(StatusCode::kExhausted, "no lease left: release one, or raise CacheOptions::max_leases");
+
+  const AcquireShape shape{static_cast<std::uint32_t>(prompt.scope), tokens, how};
+  const bool keyed = options_.mode == IndexMode::kKeys;
+  // What is in the tree was checked when it went in; only what could go in now needs a look.
+  const auto admit = [&](std::uint32_t present) {
+    const bool known = keyed || in_vocabulary(prompt, std::size_t{present} * options_.block_tokens);
+    put(static_cast<std::uint32_t>(known));
+    return known;
+  };
+  const auto go = [&](const auto& source) { return acquire_with(lease, shape, source, admit); };
+  log_acquire(shape);
+  const bool admitted = keyed ? recorded(KeySource(prompt.keys), go)
+                              : recorded(TokenSource(hasher_, options_.block_tokens, prompt, roots()), go);
+  if (!admitted) {
+    end_op();
+    return refuse(StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary");
+  }
+  if (!keyed) {
+    const std::uint32_t rest = tokens % options_.block_tokens;
+    std::copy_n(prompt.tokens.data() + (tokens - rest), rest, tail(lease));
+    if (rest > 0) leases_[lease].tail_marks = tail_marks_of(prompt, tokens - rest, lease);
+    if (!prompt.changes.empty())
+      leases_[lease].last_scope = static_cast<std::uint32_t>(prompt.changes.back().scope);
+  }
+  put(lease, leases_[lease].matched, leases_[lease].place.blocks);
+  end_op();
+  return BasicLease<Policy>(this, lease, leases_[lease].generation);
+}
+
+template <EvictionPolicy Policy>
+std::span<const StepEntry> BasicCache<Policy>::take_loads(const Lease& lease,
+                                                          std::span<StepEntry> out) noexcept {
+  std::size_t n = 0;
+  if (in_place() || !lease.live()) return out.first(0);
+  out = out.first(std::min(out.size(), most_entries()));
+  op(FlightOp::kTakeStep);
+  put(static_cast<std::uint64_t>(out.size()), lease.index_);
+  take_loads_of(lease.index_, out, n);
+  put_entries(out.first(n));
+  return out.first(n);
+}
+
 using Cache = BasicCache<>;
 
 }  // namespace kvstem::inline v0
-
-#include "kvstem/cache/lease.hpp"

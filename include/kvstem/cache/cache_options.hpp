@@ -64,6 +64,10 @@ struct ProbeRange {
   Presence presence = Presence::kUnknown;
   Medium medium = Medium::kDevice;  // meaningful for kReady
 };
+/// Leading tokens that are ready, of what `probe` returned.
+[[nodiscard]] constexpr std::uint32_t ready_tokens(std::span<const ProbeRange> ranges) noexcept {
+  return ranges.empty() || ranges[0].presence != Presence::kReady ? 0 : ranges[0].tokens.end;
+}
 
 /// What `Lease::refresh` found.
 struct Progress {

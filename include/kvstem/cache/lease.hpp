@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A request's hold on the cache: what was matched stays where it is, what is computed gets slots and goes into the tree.
-// Include cache.hpp; this file is its second half.
+// Include cache.hpp, which includes this.
 //
 // Positions run along three cursors: known (token ids: the prompt and what was appended) >= committed (their state is
 // computed, or will be at a point), and reserved (>= committed) up to which slots were given out.
@@ -14,13 +14,30 @@
 //   const std::uint32_t start = lease->matched_tokens();
 //   if (!lease->reserve(prompt.size() - start).ok()) return wait();      // slots for the rest of the prompt
 //   compute(prompt, start, lease->table(0));
-//   (void)lease->commit(prompt.size() - start, after_step);
-//   lease->release();
+//   if (!lease->commit(prompt.size() - start, after_step).ok()) return mistake();
+//   Status done = lease->release();
+//
+// Results that are known a step late: while step n runs, `append` the token that step n - 1 chose and `commit(1, point)`
+// it with the point of step n, of which its state is a part. A request that must wait for slots should hold no lease
+// (abort it and acquire again later), or two that wait could lock each other out. examples/paged_host shows both.
 #pragma once
 
-#include "kvstem/cache/cache.hpp"
+#include <cstdint>
+#include <span>
+#include <utility>
+
+#include "kvstem/base/ids.hpp"
+#include "kvstem/base/point.hpp"
+#include "kvstem/base/status.hpp"
+#include "kvstem/cache/cache_options.hpp"
+#include "kvstem/model/retention.hpp"
+#include "kvstem/observe/flight_log.hpp"
+#include "kvstem/policy/lru.hpp"
 
 namespace kvstem::inline v0 {
+
+template <EvictionPolicy Policy>
+class BasicCache;
 
 template <EvictionPolicy Policy>
 class BasicLease {
@@ -29,7 +46,7 @@ class BasicLease {
   BasicLease(BasicLease&& other) noexcept
       : cache_(std::exchange(other.cache_, nullptr)), index_(other.index_), generation_(other.generation_) {}
   BasicLease& operator=(BasicLease&& other) noexcept {
-    BasicLease old(std::move(*this));
+    const BasicLease old(std::move(*this));
     cache_ = std::exchange(other.cache_, nullptr);
     index_ = other.index_;
     generation_ = other.generation_;
@@ -92,6 +109,8 @@ class BasicLease {
 
   /// Slots for n tokens more than are reserved. All or none: kExhausted if they are not to be had now (what was reserved
   /// before stays), kOutOfRange beyond max_lease_tokens. With SlotFill::kByStep it only moves the cursor.
+  /// Where the only room is what was found but cannot be used (the block of the last token), the lease takes that, and
+  /// what it computes stays private to it.
   Status reserve(std::uint32_t n) noexcept {
     return logged(FlightOp::kReserve, n, 0, [&] { return cache_->reserve(index_, n); });
   }
@@ -129,10 +148,13 @@ class BasicLease {
     });
   }
 
-  /// The request failed: what waits for its point is given up; what was valid before stays.
+  /// The request failed: what waits for its point is given up; what was valid before stays. Before anything was reserved
+  /// or committed it is an attempt that was given up, which no counter counts as a request.
   Status abort() noexcept {
     return logged(FlightOp::kAbort, 0, 0, [&] {
-      cache_->leases_[index_].pending_count = 0;
+      auto& r = cache_->leases_[index_];
+      r.pending_count = 0;
+      r.given_up = !r.started;
       cache_->release(index_, {});
       return Status();
     });
@@ -167,60 +189,5 @@ class BasicLease {
 };
 
 using Lease = BasicLease<Lru>;
-
-template <EvictionPolicy Policy>
-Result<BasicLease<Policy>> BasicCache<Policy>::acquire(const Prompt& prompt,
-                                                       const AcquireOptions& how) noexcept {
-  const auto refuse = [this](StatusCode code, const char* message) {
-    ++stats_.refused_requests;
-    return Status(code, message);
-  };
-  if (options_.mode == IndexMode::kNothing)
-    return refuse(StatusCode::kWrongState, "this cache only replays a flight log");
-  if (const Status status = check(prompt); !status.ok()) return refuse(status.code(), status.message());
-  const std::uint32_t tokens = token_count(prompt);
-  if (tokens > options_.max_lease_tokens)
-    return refuse(StatusCode::kOutOfRange, "the prompt is longer than CacheOptions::max_lease_tokens");
-  const std::uint32_t lease = free_lease();
-  if (lease == options_.max_leases)
-    return refuse(StatusCode::kExhausted, "no lease left: release one, or raise CacheOptions::max_leases");
-
-  const AcquireShape shape{static_cast<std::uint32_t>(prompt.scope), tokens, how};
-  const auto go = [&](const auto& source) { acquire_with(lease, shape, source); };
-  if (options_.mode == IndexMode::kKeys) {
-    log_acquire(shape);
-    recorded(KeySource(prompt.keys), go);
-  } else {
-    const TokenSource source(hasher_, options_.block_tokens, prompt, roots());
-    // What is in the tree was checked when it went in; only what could go in now needs a look.
-    const std::uint32_t known =
-        index_->match(root_run_[shape.scope], source).place.blocks * options_.block_tokens;
-    if (!in_vocabulary(prompt, known))
-      return refuse(StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary");
-    log_acquire(shape);
-    recorded(source, go);
-    const std::uint32_t rest = tokens % options_.block_tokens;
-    std::copy_n(prompt.tokens.data() + (tokens - rest), rest, tail(lease));
-    if (rest > 0) leases_[lease].tail_marks = tail_marks_of(prompt, tokens - rest, lease);
-    if (!prompt.changes.empty())
-      leases_[lease].last_scope = static_cast<std::uint32_t>(prompt.changes.back().scope);
-  }
-  put(lease, leases_[lease].matched, leases_[lease].place.blocks);
-  end_op();
-  return BasicLease<Policy>(this, lease, leases_[lease].generation);
-}
-
-template <EvictionPolicy Policy>
-std::span<const StepEntry> BasicCache<Policy>::take_loads(const Lease& lease,
-                                                          std::span<StepEntry> out) noexcept {
-  std::size_t n = 0;
-  if (in_place() || !lease.live()) return out.first(0);
-  out = out.first(std::min(out.size(), most_entries()));
-  op(FlightOp::kTakeStep);
-  put(static_cast<std::uint64_t>(out.size()), lease.index_);
-  take_loads_of(lease.index_, out, n);
-  put_entries(out.first(n));
-  return out.first(n);
-}
 
 }  // namespace kvstem::inline v0

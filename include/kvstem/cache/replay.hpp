@@ -70,7 +70,16 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
         break;
       }
       log_acquire(shape);
-      acquire_with(lease, shape, ReplaySource(log, log_, shape.tokens / options_.block_tokens));
+      const auto admit = [&](std::uint32_t) {
+        const std::uint32_t admitted = u32();
+        put(admitted);
+        return admitted != 0;
+      };
+      if (!acquire_with(lease, shape, ReplaySource(log, log_, shape.tokens / options_.block_tokens), admit)) {
+        ++stats_.refused_requests;
+        end_op();
+        break;
+      }
       for (const std::uint32_t decided : {lease, leases_[lease].matched, leases_[lease].place.blocks}) {
         if (u32() != decided) status = kNonsense;
         put(decided);
@@ -112,7 +121,7 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
       });
       break;
     case FlightOp::kReach: status = reach(point()); break;
-    case FlightOp::kEndStep: end_step(point()); break;
+    case FlightOp::kEndStep: status = end_step(point()); break;
     case FlightOp::kTakeStep: {
       const auto room = log.get<std::uint64_t>();
       const std::uint32_t lease = u32();

@@ -55,6 +55,7 @@ struct EngineCapacity {
   std::uint32_t cells = 0;            // tokens of all sequences together
   std::uint32_t sequences = 0;        // ids are 0 <= id < sequences
   std::uint32_t sequence_tokens = 0;  // the longest sequence
+  std::uint32_t groups = 1;           // of layers, each with state of its own
 };
 
 /// What an opaque engine lends. Group 0 is the only one for now. Calls must not throw.
@@ -126,10 +127,14 @@ struct OpaqueHostStats {
 template <OpaqueEngine Engine>
 class OpaqueHost {
  public:
-  /// The engine must outlive the host. kInvalidArgument names the option that is wrong; kExhausted: no memory.
+  /// The engine must outlive the host. kInvalidArgument names the option that is wrong; kExhausted: no memory;
+  /// kUnsupported: more than one group.
   [[nodiscard]] static Result<std::unique_ptr<OpaqueHost>> create(Engine& engine,
                                                                   const OpaqueHostOptions& options) {
     const EngineCapacity capacity = engine.capacity();
+    if (capacity.groups != 1)
+      return Status(StatusCode::kUnsupported,
+                    "this version keeps one group of full attention: the engine's other state would be lost");
     if (options.block_tokens == 0 || options.block_tokens > kMaxBlockTokens)
       return Status(StatusCode::kInvalidArgument, "OpaqueHostOptions::block_tokens must be 1 to 1024");
     if (options.requests == 0 || options.requests > capacity.sequences)
@@ -237,7 +242,7 @@ class OpaqueHost {
   /// The next n tokens of the prompt are now in the sequence. `on_grid`: computed in chunks that begin and end at multiples
   /// of the host's grid (the last may end with the prompt). kOutOfRange beyond the prompt, kStale after the end.
   Status computed(OpaqueRequestId id, std::uint32_t n, bool on_grid) noexcept {
-    Request* r = find(id);
+    const Request* r = find(id);
     if (r == nullptr) return stale();
     Known& known = sequences_[r->sequence];
     if (n > known.prompt_tokens - std::min(known.have, known.prompt_tokens))
@@ -254,7 +259,7 @@ class OpaqueHost {
   /// Decoded tokens whose state is now in the sequence, in order. kOutOfRange outside the vocabulary or beyond the
   /// engine's longest sequence (nothing is appended then); kWrongState while prompt tokens are left to compute.
   Status append(OpaqueRequestId id, std::span<const TokenId> tokens) noexcept {
-    Request* r = find(id);
+    const Request* r = find(id);
     if (r == nullptr) return stale();
     Known& known = sequences_[r->sequence];
     if (known.have < known.prompt_tokens)
@@ -419,10 +424,9 @@ class OpaqueHost {
           !s.ok())
         return s;
     const std::size_t known = std::size_t{capacity_.sequences} + options_.frontiers;
-    sequences_.reset(new (std::nothrow) Known[capacity_.sequences]);
-    frontiers_.reset(new (std::nothrow) Known[options_.frontiers]);
-    requests_.reset(new (std::nothrow) Request[options_.requests]);
-    if (sequences_ == nullptr || frontiers_ == nullptr || requests_ == nullptr ||
+    if (!sequences_.take(options_.memory, capacity_.sequences) ||
+        !frontiers_.take(options_.memory, options_.frontiers) ||
+        !requests_.take(options_.memory, options_.requests) ||
         !tokens_.take(options_.memory, known * capacity_.sequence_tokens))
       return {StatusCode::kExhausted, "no memory for the host: lower frontiers or the engine's sequences"};
     return {};
@@ -693,9 +697,9 @@ class OpaqueHost {
   std::unique_ptr<Cache> cache_;
   HostTier tier_;
   HostTier frontier_tier_;
-  std::unique_ptr<Known[]> sequences_;  // by sequence id; their leases must go before the cache
-  std::unique_ptr<Known[]> frontiers_;
-  std::unique_ptr<Request[]> requests_;
+  FixedArray<Known> sequences_;  // by sequence id; their leases must go before the cache
+  FixedArray<Known> frontiers_;
+  FixedArray<Request> requests_;
   FixedArray<TokenId> tokens_;
   OpaqueHostStats stats_;
   std::uint64_t clock_ = 0;      // counts uses

@@ -34,26 +34,31 @@ struct StoredMark {
 };
 static_assert(sizeof(StoredMark) == 40);
 
+/// Knows the key of a stored block without marks, whose predecessor's key is `parent`.
 template <class S>
-concept BlockSource = requires(S source, BlockKey parent, std::uint32_t i, const std::byte* stored,
-                               std::byte* out, StoredMark* marks) {
-  /// Whole blocks that the prompt has.
-  { source.blocks() } noexcept -> std::same_as<std::uint32_t>;
-  /// The key of block i of the prompt, whose predecessor's key is `parent`.
-  { source.key(parent, i) } noexcept -> std::same_as<BlockKey>;
-  /// The key of a stored block without marks, whose predecessor's key is `parent`.
+concept StoredKeySource = requires(const S source, BlockKey parent, const std::byte* stored) {
   { source.stored_key(parent, stored) } noexcept -> std::same_as<BlockKey>;
-  /// How many of the n stored units from `stored` equal the prompt's blocks i, i+1, ... (a prefix of them).
-  { source.equal(stored, i, i) } noexcept -> std::same_as<std::uint32_t>;
-  /// Writes block i's marks to `marks` (room for kMaxMarksPerBlock), in the order of a key, and returns how many.
-  { source.marks(i, marks) } noexcept -> std::same_as<std::uint32_t>;
-  /// The first block at or behind i that has marks; `blocks()` if none.
-  { source.next_marked(i) } noexcept -> std::same_as<std::uint32_t>;
-  /// Whether the given stored marks are block i's. `count` marks lie at `stored`.
-  { source.equal_marks(stored, i, i) } noexcept -> std::same_as<bool>;
-  /// Writes the units of the n blocks i, i+1, ... to `out`.
-  source.copy(i, i, out);
 };
+
+template <class S>
+concept BlockSource =
+    StoredKeySource<S> && requires(S source, BlockKey parent, std::uint32_t i, const std::byte* stored,
+                                   std::byte* out, StoredMark* marks) {
+      /// Whole blocks that the prompt has.
+      { source.blocks() } noexcept -> std::same_as<std::uint32_t>;
+      /// The key of block i of the prompt, whose predecessor's key is `parent`.
+      { source.key(parent, i) } noexcept -> std::same_as<BlockKey>;
+      /// How many of the n stored units from `stored` equal the prompt's blocks i, i+1, ... (a prefix of them).
+      { source.equal(stored, i, i) } noexcept -> std::same_as<std::uint32_t>;
+      /// Writes block i's marks to `marks` (room for kMaxMarksPerBlock), in the order of a key, and returns how many.
+      { source.marks(i, marks) } noexcept -> std::same_as<std::uint32_t>;
+      /// The first block at or behind i that has marks; `blocks()` if none.
+      { source.next_marked(i) } noexcept -> std::same_as<std::uint32_t>;
+      /// Whether the given stored marks are block i's. `count` marks lie at `stored`.
+      { source.equal_marks(stored, i, i) } noexcept -> std::same_as<bool>;
+      /// Writes the units of the n blocks i, i+1, ... to `out`.
+      source.copy(i, i, out);
+    };
 
 namespace detail {
 /// Leading units that are equal: one compare when all are, as usual; else a search for the first that is not.

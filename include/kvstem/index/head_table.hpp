@@ -31,8 +31,8 @@ class HeadTable {
 
  public:
   [[nodiscard]] bool take(const Memory& memory, std::uint32_t max_runs) noexcept {
-    // At most 4.4 entries a line on average: four lines in five need no second look.
-    const std::size_t lines = std::bit_ceil(std::size_t{max_runs} * 8 / 35 + 1);
+    // At most 2.5 entries a line on average: hardly one in a thousand lines needs a second look.
+    const std::size_t lines = std::bit_ceil(std::size_t{max_runs} * 2 / 5 + 1);
     if (!lines_.take(memory, lines)) return false;
     for (std::size_t i = 0; i < lines; ++i) ::new (&lines_[i]) Line{};
     return true;

@@ -3,8 +3,8 @@
 //
 // Which prefixes are present: a radix tree whose edges are spans of blocks. A run is one edge with the node at its end:
 // consecutive blocks without a branch. Only a run's first block is hashed, to find the run; the rest is proved by
-// comparing what is stored (tokens, or keys) with the prompt. So a match costs about one memcmp of the prompt and one
-// or two cache misses for each run on the path, however long the runs are.
+// comparing what is stored (tokens, or keys) with the prompt. So a match costs about one memcmp of the prompt and two
+// cache misses for each run on the path, however long the runs are.
 //
 // Most hosts want `Cache` (cache/cache.hpp), which owns one of these. Use the index alone to know what is where without
 // moving anything: a router, a replay. It is not for single blocks without a prefix (use a hash table).
@@ -22,7 +22,7 @@
 // a writer it may miss what is being rearranged at that moment, but what it reports was there.
 //
 // Memory: all taken by `create`. Per block: the unit itself (4 bytes a token, or 16 for a key) and about 16; per run 128
-// and about 15 in the head table. Erased memory is used again once no reader that began before is still reading.
+// and 26 to 51 in the head table. Erased memory is used again once no reader that began before is still reading.
 //
 //   auto index = PrefixIndex::create({.block_tokens = 16, .capacity_blocks = 1 << 20});
 //   RootId root = *(*index)->add_root(*hasher.root(scope));
@@ -125,6 +125,7 @@ class PrefixIndex {
     std::atomic<std::uint32_t> start;    // that block
     std::atomic<std::uint32_t> depth;    // blocks before it
     std::atomic<std::uint32_t> length;
+    std::atomic<std::uint32_t> first;  // of its blocks, those in its first segment
     std::atomic<std::uint32_t> ready;
     std::atomic<std::uint32_t> marks;           // stored in the units before `start`
     std::atomic<std::uint64_t> end_lo, end_hi;  // key of the last block
@@ -140,7 +141,7 @@ class PrefixIndex {
 
   struct View {
     std::uint64_t state;
-    std::uint32_t layout, parent, segment, start, depth, length, ready, marks;
+    std::uint32_t layout, parent, segment, start, depth, length, first, ready, marks;
   };
 
   struct Retired {
@@ -157,6 +158,9 @@ class PrefixIndex {
   static constexpr auto kNoSegment = SpanArena::kNoSegment;
   static std::uint32_t generation_of(std::uint64_t state) noexcept {
     return static_cast<std::uint32_t>(state >> 33);
+  }
+  static std::uint32_t references_of(std::uint64_t state) noexcept {
+    return static_cast<std::uint32_t>(state);
   }
 
  public:
@@ -253,7 +257,7 @@ class PrefixIndex {
 
   /// W. Makes the place the end of a run, so that what lies behind it is a run of its own. Hashes at most one segment.
   /// Returns the run that ends there. kExhausted when no run is left.
-  template <BlockSource S>
+  template <StoredKeySource S>
   [[nodiscard]] Result<RunId> split(Place place, const S& source) noexcept {
     const RunId id = locate(place);
     const std::uint32_t keep = place.blocks - runs_[id].depth.load(std::memory_order_relaxed);
@@ -346,6 +350,7 @@ class PrefixIndex {
     const std::uint32_t dropped = last.next.load(std::memory_order_relaxed);
     run.layout.fetch_add(1, std::memory_order_acq_rel);
     run.length.store(keep, std::memory_order_release);
+    run.first.store(std::min(keep, run.first.load(std::memory_order_relaxed)), std::memory_order_release);
     run.ready.store(std::min(keep, run.ready.load(std::memory_order_relaxed)), std::memory_order_release);
     run.layout.fetch_add(1, std::memory_order_release);
     last.next.store(kNoSegment, std::memory_order_release);
@@ -397,6 +402,8 @@ class PrefixIndex {
       last.next.store(tail_segment, std::memory_order_release);
 
     const BlockKey old_first = tail.first_key;
+    const std::uint32_t head_first = head.first.load(std::memory_order_relaxed);
+    const bool one_segment = shared && head_first == head_length;
     const std::uint32_t head_ready = head.ready.load(std::memory_order_relaxed);
     const std::uint32_t ready =
         head_ready < head_length ? head_ready : head_length + tail.ready.load(std::memory_order_relaxed);
@@ -406,6 +413,8 @@ class PrefixIndex {
     tail.start.store(head.start.load(std::memory_order_relaxed), std::memory_order_release);
     tail.depth.store(head.depth.load(std::memory_order_relaxed), std::memory_order_release);
     tail.length.store(head_length + tail.length.load(std::memory_order_relaxed), std::memory_order_release);
+    tail.first.store(one_segment ? head_first + tail.first.load(std::memory_order_relaxed) : head_first,
+                     std::memory_order_release);
     tail.ready.store(ready, std::memory_order_release);
     tail.marks.store(head.marks.load(std::memory_order_relaxed), std::memory_order_release);
     tail.layout.fetch_add(1, std::memory_order_release);
@@ -427,7 +436,7 @@ class PrefixIndex {
             .length = r.length.load(std::memory_order_relaxed),
             .ready = r.ready.load(std::memory_order_relaxed),
             .children = r.children,
-            .references = static_cast<std::uint32_t>(state),
+            .references = references_of(state),
             .marked = r.marks.load(std::memory_order_relaxed) != 0,
             .first_key = r.first_key};
   }
@@ -547,6 +556,7 @@ class PrefixIndex {
       v.start = r.start.load(std::memory_order_acquire);
       v.depth = r.depth.load(std::memory_order_acquire);
       v.length = r.length.load(std::memory_order_acquire);
+      v.first = r.first.load(std::memory_order_acquire);
       v.ready = r.ready.load(std::memory_order_acquire);
       v.marks = r.marks.load(std::memory_order_acquire);
       if ((v.layout & 1) != 0 || !unchanged(id, v)) continue;
@@ -575,7 +585,7 @@ class PrefixIndex {
         from -= available;
       } else {
         const std::uint32_t count = std::min(available - from, n - done);
-        if (next != kNoSegment && done + count < n) {
+        if (next != kNoSegment && done + count < n && has_units()) {
           // What no hardware sees coming: the next piece's links, and its first lines.
           __builtin_prefetch(&arena_.segment(next));
           for (std::size_t line = 0; line < 8; ++line)
@@ -597,7 +607,7 @@ class PrefixIndex {
   std::uint32_t compare(RunId id, const View& v, std::uint32_t offset, std::uint32_t n, std::uint32_t at,
                         const S& source, Visit& visit) const noexcept {
     std::uint32_t done = 0;
-    stretches(v.segment, v.start, offset, n, [&](BlockPos first, std::uint32_t count) {
+    const auto stretch = [&](BlockPos first, std::uint32_t count) {
       const std::uint32_t equal = source.equal(arena_.unit(first), at + done, count);
       if (equal > 0) {
         const std::uint32_t before = offset + done;
@@ -605,8 +615,10 @@ class PrefixIndex {
       }
       done += equal;
       return equal;
-    });
-    return done;
+    };
+    // The segment's own record is another cache miss, so it is left alone where it can be.
+    if (offset + n <= v.first) return stretch(v.start + offset, n);
+    return stretches(v.segment, v.start, offset, n, stretch);
   }
 
   /// `kAlone`: the caller is the writer, so nothing changes under its feet.
@@ -742,7 +754,7 @@ class PrefixIndex {
   }
 
   /// The key of the run's block, hashed from the start of the segment that holds it.
-  template <BlockSource S>
+  template <StoredKeySource S>
   [[nodiscard]] BlockKey key_of(const Run& run, std::uint32_t block, const S& source) const noexcept {
     const auto [segment, pos] = segment_of(run, block);
     const bool first_segment = segment == run.segment.load(std::memory_order_relaxed);
@@ -753,13 +765,13 @@ class PrefixIndex {
     return key;
   }
 
-  template <BlockSource S>
+  template <StoredKeySource S>
   void ensure_end_key(RunId id, const S& source) noexcept {
     Run& run = runs_[id];
     if (!run.end_known) set_end_key(run, key_of(run, run.length.load(std::memory_order_relaxed) - 1, source));
   }
 
-  template <BlockSource S>
+  template <StoredKeySource S>
   [[nodiscard]] Result<RunId> split_run(RunId id, std::uint32_t keep, const S& source) noexcept {
     const RunId head_id = allocate_run();
     if (head_id == kNoRun) return Status(StatusCode::kExhausted, "the index has no run left: raise max_runs");
@@ -767,6 +779,7 @@ class PrefixIndex {
     Run& head = runs_[head_id];
     const std::uint32_t length = tail.length.load(std::memory_order_relaxed);
     const std::uint32_t ready = tail.ready.load(std::memory_order_relaxed);
+    const std::uint32_t first = tail.first.load(std::memory_order_relaxed);
     const auto [last_segment, last_pos] = segment_of(tail, keep - 1);
     const auto [next_segment, next_pos] = segment_of(tail, keep);
     const BlockKey head_end = key_of(tail, keep - 1, source);
@@ -777,6 +790,7 @@ class PrefixIndex {
     head.start.store(tail.start.load(std::memory_order_relaxed), std::memory_order_release);
     head.depth.store(tail.depth.load(std::memory_order_relaxed), std::memory_order_release);
     head.length.store(keep, std::memory_order_release);
+    head.first.store(std::min(keep, first), std::memory_order_release);
     head.ready.store(std::min(keep, ready), std::memory_order_release);
     head.marks.store(tail.marks.load(std::memory_order_relaxed), std::memory_order_release);
     head.first_key = old_first;
@@ -796,6 +810,11 @@ class PrefixIndex {
     tail.start.store(next_pos, std::memory_order_release);
     tail.depth.store(tail.depth.load(std::memory_order_relaxed) + keep, std::memory_order_release);
     tail.length.store(length - keep, std::memory_order_release);
+    tail.first.store(
+        std::min(length - keep, arena_.begin(next_segment) +
+                                    arena_.segment(next_segment).used.load(std::memory_order_relaxed) -
+                                    next_pos),
+        std::memory_order_release);
     tail.ready.store(ready > keep ? ready - keep : 0, std::memory_order_release);
     tail.marks.store(0, std::memory_order_release);
     tail.layout.fetch_add(1, std::memory_order_release);
@@ -804,10 +823,13 @@ class PrefixIndex {
     return head_id;
   }
 
-  /// A leaf whose last segment ends with it can grow; not while readers may see what a trim left behind it.
+  /// A leaf whose last segment ends with it can grow; not while readers may see what a trim left behind it, nor while two
+  /// hold it: whoever did not ask for what is added would keep it all the same.
   [[nodiscard]] bool growable(RunId id) const noexcept {
     const Run& run = runs_[id];
-    if (run.children != 0 || run.last_segment == kNoSegment) return false;
+    if (run.children != 0 || run.last_segment == kNoSegment ||
+        references_of(run.state.load(std::memory_order_acquire)) > 1)
+      return false;
     const SpanArena::Segment& last = arena_.segment(run.last_segment);
     return last.retiring == 0 && last.next.load(std::memory_order_relaxed) == kNoSegment &&
            arena_.begin(run.last_segment) + last.used.load(std::memory_order_relaxed) == run.end;
@@ -858,7 +880,7 @@ class PrefixIndex {
               : arena_.capacity(segment) - arena_.segment(segment).used.load(std::memory_order_relaxed);
       if (room == 0) {
         // Segments grow with the span, so that one that grows in small steps does not become a list of small pieces.
-        segment = arena_.allocate(std::max(n - done, (length + done) / 2));
+        segment = arena_.allocate(std::max(n - done, (length + done) / 2), (length + n) / 8);
         if (segment == kNoSegment) break;
         SpanArena::Segment& s = arena_.segment(segment);
         s.references = 1;
@@ -882,6 +904,8 @@ class PrefixIndex {
         if (length + done + i == 0) run.first_key = key;
       }
       s.used.store(used + count, std::memory_order_release);
+      if (segment == run.segment.load(std::memory_order_relaxed))
+        run.first.store(run.first.load(std::memory_order_relaxed) + count, std::memory_order_release);
       run.end = first + count;
       on_piece(id, first, count, is_new && done == 0);
       done += count;
@@ -904,7 +928,7 @@ class PrefixIndex {
     const RunId parent = run.parent.load(std::memory_order_relaxed);
     table_.erase(run.first_key, id);
     remove_child(parent, id);
-    Run& above = runs_[parent];
+    const Run& above = runs_[parent];
     const std::uint32_t segment = run.segment.load(std::memory_order_relaxed);
     if (above.last_segment != kNoSegment && above.last_segment != segment &&
         arena_.segment(above.last_segment).next.load(std::memory_order_relaxed) == segment)
@@ -983,7 +1007,7 @@ class PrefixIndex {
     Run& r = runs_[id];
     r.parent.store(kNoRun, std::memory_order_release);
     r.segment.store(kNoSegment, std::memory_order_release);
-    for (auto* field : {&r.start, &r.depth, &r.length, &r.ready, &r.marks})
+    for (auto* field : {&r.start, &r.depth, &r.length, &r.first, &r.ready, &r.marks})
       field->store(0, std::memory_order_release);
     r.first_key = {};
     r.first_child = r.next_sibling = r.previous_sibling = kNoRun;
@@ -1016,7 +1040,7 @@ class PrefixIndex {
     ++p.children;
   }
   void remove_child(RunId parent, RunId child) noexcept {
-    Run& c = runs_[child];
+    const Run& c = runs_[child];
     if (c.previous_sibling != kNoRun)
       runs_[c.previous_sibling].next_sibling = c.next_sibling;
     else
@@ -1026,7 +1050,7 @@ class PrefixIndex {
   }
   /// `now` takes `before`'s place among its siblings.
   void substitute_child(RunId before, RunId now) noexcept {
-    Run& b = runs_[before];
+    const Run& b = runs_[before];
     Run& n = runs_[now];
     n.next_sibling = b.next_sibling;
     n.previous_sibling = b.previous_sibling;

@@ -61,7 +61,7 @@ class SpanArena {
   [[nodiscard]] std::uint32_t units_taken() const noexcept { return taken_ * quantum_units_; }
   [[nodiscard]] std::size_t bytes_reserved() const noexcept { return bytes_.bytes() + segments_.bytes(); }
   [[nodiscard]] std::size_t bytes_taken() const noexcept {
-    return std::size_t{taken_} * (quantum_units_ * unit_bytes_ + sizeof(Segment));
+    return std::size_t{taken_} * (std::size_t{quantum_units_} * unit_bytes_ + sizeof(Segment));
   }
 
   [[nodiscard]] std::byte* unit(BlockPos pos) noexcept {
@@ -77,10 +77,10 @@ class SpanArena {
     return quantum_units_ << segments_[id].order;
   }
 
-  /// A new segment for about `units` units: never more than the next power of two below, never less than a quantum, and
-  /// smaller where memory is fragmented. kNoSegment when nothing is left.
-  [[nodiscard]] SegmentId allocate(std::uint32_t units) noexcept {
-    const std::uint32_t quanta = units / quantum_units_;
+  /// A new segment for about `units` units: the largest that has no more than `spare` units too many, never less than a
+  /// quantum, and smaller where memory is fragmented. kNoSegment when nothing is left.
+  [[nodiscard]] SegmentId allocate(std::uint32_t units, std::uint32_t spare) noexcept {
+    const std::uint32_t quanta = (units + spare) / quantum_units_;
     std::uint32_t order = quanta == 0 ? 0 : static_cast<std::uint32_t>(std::bit_width(quanta)) - 1;
     if (order > kMaxOrder) order = kMaxOrder;
     for (;; --order) {

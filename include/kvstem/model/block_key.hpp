@@ -143,7 +143,7 @@ class KeyHasher {
       char domain[16];
       BlockKey parent;
       std::uint32_t token_count, mark_count;
-      std::byte rest[4 * kMaxBlockTokens + kMaxMarksPerBlock * sizeof(KeyMark)];
+      std::byte rest[std::size_t{4} * kMaxBlockTokens + kMaxMarksPerBlock * sizeof(KeyMark)];
     };
     Input input;
     std::memcpy(input.domain, "kvstem.block.v1", 16);
@@ -151,7 +151,7 @@ class KeyHasher {
     input.token_count = static_cast<std::uint32_t>(tokens.size());
     input.mark_count = static_cast<std::uint32_t>(marks.size());
     const std::size_t token_bytes = tokens.size_bytes();
-    std::memcpy(input.rest, tokens.data(), token_bytes);
+    if (!tokens.empty()) std::memcpy(input.rest, tokens.data(), token_bytes);
     if (!marks.empty()) std::memcpy(input.rest + token_bytes, marks.data(), marks.size_bytes());
     return function_.hash({reinterpret_cast<const std::byte*>(&input),
                            offsetof(Input, rest) + token_bytes + marks.size_bytes()},

@@ -15,7 +15,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kvstem/base/status.hpp"
+#include "kvstem/base/ids.hpp"
 #include "kvstem/model/block_key.hpp"
 #include "kvstem/model/kv_group.hpp"
 
@@ -55,9 +55,11 @@ struct KvLayout {
   std::vector<KvGroup> groups{};  // GroupId is the index here
 };
 
-/// Bytes of one block of one group.
-[[nodiscard]] inline std::uint64_t block_bytes(const KvLayout& layout, std::size_t group) noexcept {
-  return layout.groups[group].bytes_per_token * layout.representation.block_tokens;
+/// Bytes of one block of one group; of a state checkpoint, the one state that it consists of.
+[[nodiscard]] inline std::uint64_t block_bytes(const KvLayout& layout, GroupId group) noexcept {
+  const KvGroup& g = layout.groups[group];
+  return g.kind == GroupKind::kStateCheckpoint ? g.bytes_per_token
+                                               : g.bytes_per_token * layout.representation.block_tokens;
 }
 
 }  // namespace kvstem::inline v0

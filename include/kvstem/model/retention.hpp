@@ -3,7 +3,7 @@
 //
 // How long the state of a request should be kept after it ended. A wish, never a promise: memory decides. Plain data.
 //
-//   lease.release({.keep = Keep::kCold});            // this conversation will not come back
+//   Status s = lease.release({.keep = Keep::kCold});            // this conversation will not come back
 #pragma once
 
 #include <cstdint>

@@ -10,10 +10,10 @@
 namespace kvstem::inline v0 {
 
 struct CacheStats {
-  std::uint64_t requests = 0;            // leases that ended
-  std::uint64_t queried_tokens = 0;      // tokens of their prompts
-  std::uint64_t hit_tokens = 0;          // found ready when the lease was acquired (or refreshed)
-  std::uint64_t missed_tokens = 0;       // the rest
+  std::uint64_t requests = 0;        // leases that ended, but those aborted before they reserved or committed
+  std::uint64_t queried_tokens = 0;  // tokens of their prompts
+  std::uint64_t hit_tokens = 0;      // found ready when the lease was acquired (or refreshed)
+  std::uint64_t missed_tokens = 0;   // the rest
   std::uint64_t inserted_blocks = 0;     // became ready
   std::uint64_t evicted_blocks = 0;      // left to make room
   std::uint64_t failed_loads = 0;        // blocks dropped because their bytes could not be loaded

@@ -11,7 +11,7 @@
 //
 //   std::span<std::byte> room = *tier.stage(slot);
 //   engine.export_range(sequence, 0, range, room.first(n));
-//   tier.seal(slot, key, n);
+//   Status s = tier.seal(slot, key, n);
 //   Result<std::span<const std::byte>> bytes = tier.read(slot, key);
 #pragma once
 

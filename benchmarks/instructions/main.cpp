@@ -1,0 +1,203 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What do the calls of an engine cost in instructions, and what does a path cost in cache misses? Counted by callgrind,
+// so that the answer is the same each time and does not depend on what else the machine does.
+//
+//   scripts/callgrind.sh     builds this, runs it, compares the counts with those kept in baseline.json
+//
+// A piece of work is set up without being counted; then it alone is counted, from empty (simulated) caches, and its
+// counts are written under its name. The program prints what callgrind cannot know:
+//
+//   toolchain TEXT            what compiled it and the libraries whose instructions are counted too
+//   piece NAME TIMES RUNS     the work was done TIMES times; RUNS runs lie on its path, 0 where that is not asked
+//
+// Without valgrind it does the same, counts nothing, and so checks only that each piece does what its name says.
+#include <gnu/libc-version.h>
+#include <valgrind/callgrind.h>
+
+#include "workload.hpp"
+
+namespace bench {
+namespace {
+
+template <class Work>
+void count(const std::string& name, std::uint32_t times, std::uint32_t runs, Work&& work) {
+  CALLGRIND_START_INSTRUMENTATION;  // empties the simulated caches
+  CALLGRIND_ZERO_STATS;
+  const bool right = work();
+  CALLGRIND_DUMP_STATS_AT(name.c_str());
+  CALLGRIND_STOP_INSTRUMENTATION;
+  if (!right) fail(name + " did something else");
+  std::printf("piece %s %u %u\n", name.c_str(), times, runs);
+}
+template <class Work>
+void count(const std::string& name, std::uint32_t times, Work&& work) {
+  count(name, times, 0, work);
+}
+
+// ---- the index -----------------------------------------------------------------------------------------------------
+
+constexpr std::uint32_t kMost = 8192;  // blocks of a sequence
+
+void count_index() {
+  Tree tree({.block_tokens = kBlockTokens, .capacity_blocks = 1u << 16});
+  auto reader = need(tree.index->register_reader());
+  const Sequence sequence(0, kMost);
+  Place end = tree.at_root();
+  for (std::uint32_t blocks = kTurn; blocks <= kMost; blocks += kTurn)
+    end = tree.go_on(end, sequence.first(blocks));
+
+  count("index/match/writer", 1, 1, [&] { return tree.match(sequence.first(kMost)).ready == kMost; });
+  count("index/match/reader", 1, 1, [&] { return tree.match(reader, sequence.first(kMost)).ready == kMost; });
+
+  Sequence wrong(0, kMost);
+  wrong[5000 * kBlockTokens + 7] ^= 1;
+  count("index/match/wrong_token", 1, [&] { return tree.match(wrong.first(kMost)).ready == 5000; });
+
+  std::vector<Sequence> strangers;
+  for (std::uint32_t s = 0; s < 64; ++s) strangers.emplace_back(1 + s, 64);
+  count("index/miss", 64, [&] {
+    std::uint32_t found = 0;
+    for (const Sequence& stranger : strangers) found += tree.match(stranger.first(64)).place.blocks;
+    return found == 0;
+  });
+
+  const Sequence other(100, 2048);
+  Place inserted;
+  count("index/insert", 2048, [&] {
+    inserted = tree.extend(tree.at_root(), other.first(2048));
+    return inserted.blocks == 2048;
+  });
+  count("index/erase", 2048, [&] { return tree.index->trim(inserted.run, 0).ok(); });
+
+  // A branch in the middle of a run.
+  count("index/branch", 1,
+        [&] { return tree.extend(tree.match(wrong.first(5032)).place, wrong.first(5032)).blocks == 5032; });
+}
+
+/// A turn after `before` blocks; `turns` of them, counted together.
+void count_index_turns(std::uint32_t before, std::uint32_t turns) {
+  Tree tree({.block_tokens = kBlockTokens, .capacity_blocks = 1u << 16});
+  const Sequence sequence(0, before + turns * kTurn);
+  Place end = tree.at_root();
+  std::uint32_t blocks = 0;
+  while (blocks < before) end = tree.go_on(end, sequence.first(blocks += kTurn));
+  count("index/turn/after_" + std::to_string(before), turns, [&] {
+    for (std::uint32_t turn = 0; turn < turns; ++turn) end = tree.go_on(end, sequence.first(blocks += kTurn));
+    return end.blocks == before + turns * kTurn;
+  });
+}
+
+void count_paths() {
+  const Forest forest;
+  for (std::uint32_t k = 0; k < Forest::kKinds.size(); ++k) {
+    const Forest::Kind& kind = Forest::kKinds[k];
+    const Sequence path = Forest::path(k);
+    const auto tokens = path.first(kind.blocks());
+    const std::uint32_t runs = forest.tree.runs(tokens);
+    check(runs == kind.blocks() / kind.run_blocks, "a path has another number of runs");
+    count(std::string("index/path/") + kind.name, 1, runs,
+          [&] { return forest.tree.match(tokens).ready == kind.blocks(); });
+  }
+}
+
+// ---- the cache -----------------------------------------------------------------------------------------------------
+
+CacheOptions paged() {
+  return {.block_tokens = kBlockTokens, .slots = 1u << 14, .max_leases = 8, .max_lease_tokens = 1u << 16};
+}
+
+/// A turn of a lease that goes on, after `before` blocks; `turns` of them. The tokens become known `at_once` by so many.
+void count_turns(const char* name, const CacheOptions& options, std::uint32_t at_once, std::uint32_t before,
+                 std::uint32_t turns) {
+  Host host(options);
+  const Sequence sequence(0, before + turns * kTurn);
+  Lease lease = host.acquire(sequence.first(kTurn));
+  host.compute(lease);
+  std::uint32_t blocks = kTurn;
+  const auto turn = [&] {
+    const auto tokens = sequence.part(blocks, kTurn);
+    for (std::uint32_t t = 0; t < tokens.size(); t += at_once) {
+      check(lease.append(tokens.subspan(t, at_once)));
+      host.compute(lease);
+    }
+    blocks += kTurn;
+  };
+  while (blocks < before) turn();
+  count(std::string(name) + "/after_" + std::to_string(before), turns, [&] {
+    for (std::uint32_t i = 0; i < turns; ++i) turn();
+    return lease.committed_tokens() == (before + turns * kTurn) * kBlockTokens;
+  });
+  check(host.cache->audit().balanced(), "the books are not balanced");
+  check(host.cache->stats().unpublished_blocks == 0, "a turn was not published");
+}
+
+/// The same turn as a request of its own: acquired, computed, released.
+void count_request(std::uint32_t before) {
+  Host host(paged());
+  const Sequence sequence(0, before + kTurn);
+  for (std::uint32_t blocks = kTurn; blocks <= before; blocks += kTurn) {
+    Lease lease = host.acquire(sequence.first(blocks));
+    host.compute(lease);
+    host.release(lease);
+  }
+  const std::string after = "/after_" + std::to_string(before);
+  Lease lease;
+  count("cache/request/acquire" + after, 1, [&] {
+    lease = host.acquire(sequence.first(before + kTurn));
+    return lease.matched_tokens() == before * kBlockTokens;
+  });
+  count("cache/request/compute" + after, 1, [&] {
+    host.compute(lease);
+    return lease.committed_tokens() == (before + kTurn) * kBlockTokens;
+  });
+  count("cache/request/release" + after, 1, [&] {
+    host.release(lease);
+    return !lease.live();
+  });
+}
+
+/// Slots for 32 blocks, when each has to be taken from the oldest request.
+void count_eviction() {
+  CacheOptions options = paged();
+  options.slots = 4096;
+  Host host(options);
+  for (std::uint32_t s = 0; s < options.slots / 128; ++s) {
+    Lease lease = host.acquire(Sequence(s, 128).first(128));
+    host.compute(lease);
+    host.release(lease);
+  }
+  const Sequence sequence(1000, kTurn);
+  Lease lease = host.acquire(sequence.first(kTurn));
+  check(host.cache->pool().free_slots() == 0, "the pool is not full");
+  count("cache/evict", kTurn, [&] { return lease.reserve(kTurn * kBlockTokens).ok(); });
+  check(host.cache->stats().evicted_blocks == kTurn, "something else was evicted");
+}
+
+int run() {
+  std::printf("toolchain g++ %s, glibc %s, xxHash %d.%d.%d\n", __VERSION__, gnu_get_libc_version(),
+              XXH_VERSION_MAJOR, XXH_VERSION_MINOR, XXH_VERSION_RELEASE);
+  count_index();
+  count_paths();
+
+  CacheOptions with_changes = paged(), by_step = paged();
+  with_changes.max_changes = 1u << 14;
+  by_step.fill = SlotFill::kByStep;
+  // After 2,048 blocks eight turns are counted, which fill one segment: it must not matter where in it a turn begins.
+  for (const auto& [before, turns] : {std::pair{32u, 1u}, std::pair{2048u, 8u}}) {
+    count_index_turns(before, turns);
+    count_turns("cache/turn", paged(), kTurn * kBlockTokens, before, turns);
+    count_turns("cache/turn_by_token", paged(), 1, before, turns);
+    count_turns("cache/turn_by_token_with_changes", with_changes, 1, before, turns);
+    count_turns("cache/turn_by_step", by_step, kTurn * kBlockTokens, before, turns);
+    count_request(before);
+  }
+  count_eviction();
+  return 0;
+}
+
+}  // namespace
+}  // namespace bench
+
+int main() { return bench::run(); }

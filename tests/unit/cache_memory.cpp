@@ -1,0 +1,156 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// All memory is taken at creation through one seam, and given back; nothing allocates afterwards.
+#include <cstdlib>
+#include <map>
+#include <new>
+
+#include "cache_support.hpp"
+#include "support/ghost_policy.hpp"
+
+namespace {
+std::uint64_t news = 0;  // calls of operator new in this program
+}  // namespace
+
+// GCC takes the pair of malloc and delete for a mistake where it inlines both.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
+#endif
+void* operator new(std::size_t bytes) {
+  ++news;
+  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
+  if (memory == nullptr) std::abort();
+  return memory;
+}
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  ++news;
+  return std::malloc(bytes == 0 ? 1 : bytes);
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
+
+using namespace kvstem;
+using namespace kvstem::test;
+
+namespace {
+
+/// Counts, checks that what comes back is what was given, and fails at a call of one's choice.
+struct Counting {
+  std::map<void*, std::size_t> out;
+  std::uint64_t calls = 0, fail_at = 0;
+  bool wrong = false;
+  Memory memory() {
+    return {.allocate = [](void* user, std::size_t bytes, std::size_t alignment) -> void* {
+              auto& self = *static_cast<Counting*>(user);
+              if (++self.calls == self.fail_at) return nullptr;
+              void* p = heap_memory().allocate(nullptr, bytes, alignment);
+              self.wrong = self.wrong || reinterpret_cast<std::uintptr_t>(p) % alignment != 0;
+              self.out[p] = bytes;
+              return p;
+            },
+            .release =
+                [](void* user, void* p, std::size_t bytes) {
+                  auto& self = *static_cast<Counting*>(user);
+                  self.wrong = self.wrong || self.out[p] != bytes;
+                  self.out.erase(p);
+                  heap_memory().release(nullptr, p, bytes);
+                },
+            .user = this};
+  }
+};
+
+template <class Policy>
+void serve_without_allocating(SlotFill fill) {
+  Counting counting;
+  {
+    CacheOptions o = small(12);
+    o.fill = fill;
+    o.memory = counting.memory();
+    Host<Policy> host(o);
+    const ScopeId other = host.open("other");
+    std::vector<Tokens> prompts;
+    for (TokenId i = 0; i < 24; ++i)
+      prompts.push_back(tokens(static_cast<std::uint32_t>(i * 5 % 40), i % 4 * 100));
+    const ScopeChange change[] = {{0, other}};
+    auto reader = host.cache->register_reader();
+    REQUIRE(reader.ok());
+    ProbeRange ranges[3];
+    Change records[16];
+    StepEntry entries[16];
+    const TokenId more[] = {1, 2, 3, 4, 5};
+    const std::uint64_t calls = counting.calls, before = news;
+    bool all_ok = true;
+    for (int round = 0; round < 20; ++round)
+      for (const Tokens& tokens : prompts) {
+        const Prompt prompt{.scope = host.scope,
+                            .tokens = tokens,
+                            .changes = {change, tokens.size() % 3 == 1 ? std::size_t{1} : 0}};
+        auto lease = host.cache->acquire(prompt);
+        all_ok = all_ok && lease.ok() && host.cache->probe(*reader, prompt, ranges).ok();
+        (void)lease->refresh();
+        const auto move = [&](bool ok) {
+          for (const StepEntry& e : host.cache->take_step(entries))
+            host.cache->complete({e, ok ? Status() : Status(StatusCode::kUnavailable, "")});
+        };
+        move(round % 7 != 3);
+        all_ok = all_ok && lease->append(more).ok();
+        (void)lease->reserve(lease->known_tokens() - lease->committed_tokens());
+        (void)lease->commit(lease->known_tokens() - lease->committed_tokens(),
+                            {1, static_cast<std::uint64_t>(round)});
+        (void)host.cache->reach({1, static_cast<std::uint64_t>(round)});
+        move(round % 5 != 3);
+        all_ok = all_ok && (round % 3 == 0 ? lease->abort() : lease->release()).ok();
+        host.end_step();
+        (void)host.cache->take_changes(records);
+      }
+    const std::uint64_t after = news;
+    CHECK(all_ok);
+    CHECK(after == before);
+    CHECK(counting.calls == calls);
+    CHECK(host.cache->stats().hit_tokens > 0);
+    CHECK(host.cache->stats().evicted_blocks > 0);
+    CHECK(host.cache->audit().balanced());
+  }
+  CHECK(counting.out.empty());
+  CHECK_FALSE(counting.wrong);
+}
+
+}  // namespace
+
+TEST_CASE("nothing is allocated after creation") {
+  const std::uint64_t before = news;
+  ::operator delete(::operator new(1));
+  const std::uint64_t after = news;
+  REQUIRE(after == before + 1);  // the count counts
+  for (const SlotFill fill : {SlotFill::kInPlace, SlotFill::kByStep}) {
+    serve_without_allocating<Lru>(fill);
+    serve_without_allocating<GhostPolicy>(fill);
+  }
+}
+
+TEST_CASE("whichever piece of memory is not to be had, creation says so and gives back the rest") {
+  for (const SlotFill fill : {SlotFill::kInPlace, SlotFill::kByStep}) {
+    std::uint64_t pieces = 0;
+    for (std::uint64_t n = 1;; ++n) {
+      Counting counting;
+      counting.fail_at = n;
+      CacheOptions o = small();
+      o.fill = fill;
+      o.memory = counting.memory();
+      {
+        auto cache = Cache::create(o);
+        if (cache.ok()) {
+          pieces = n - 1;
+          CHECK_FALSE(counting.out.empty());
+        } else {
+          REQUIRE(cache.status().code() == StatusCode::kExhausted);
+        }
+      }
+      REQUIRE(counting.out.empty());
+      if (pieces != 0) break;
+    }
+    CHECK(pieces > 15);
+  }
+}
