@@ -2,9 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // All memory is taken at creation through one seam, and given back; nothing allocates afterwards.
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <new>
+#include <string>
 
 #include "cache_support.hpp"
 #include "support/ghost_policy.hpp"
@@ -153,4 +156,100 @@ TEST_CASE("whichever piece of memory is not to be had, creation says so and give
     }
     CHECK(pieces > 15);
   }
+}
+
+namespace {
+
+/// An opaque engine that allocates nothing: the state of a token is its id.
+class FlatEngine {
+ public:
+  static constexpr std::uint32_t kSequences = 6, kTokens = 96;
+  void compute(SequenceId s, TokenId token) { state_[at(s)][length_[at(s)]++] = token; }
+  [[nodiscard]] bool holds(SequenceId s, std::span<const TokenId> tokens) const {
+    return length_[at(s)] == tokens.size() && std::equal(tokens.begin(), tokens.end(), state_[at(s)]);
+  }
+  [[nodiscard]] std::size_t range_bytes(GroupId, TokenRange range) const {
+    return range.size() * sizeof(TokenId);
+  }
+  Status export_range(SequenceId s, GroupId, TokenRange range, std::span<std::byte> out) {
+    if (range.end > length_[at(s)]) return {StatusCode::kOutOfRange, "not in the sequence"};
+    std::memcpy(out.data(), state_[at(s)] + range.begin, out.size());
+    return {};
+  }
+  Status import_range(SequenceId s, GroupId, TokenRange range, std::span<const std::byte> in) {
+    if (range.begin != length_[at(s)]) return {StatusCode::kOutOfRange, "a gap"};
+    std::memcpy(state_[at(s)] + range.begin, in.data(), in.size());
+    length_[at(s)] = range.end;
+    return {};
+  }
+  Status share_range(SequenceId from, SequenceId to, TokenRange range) {
+    std::copy_n(state_[at(from)] + range.begin, range.size(), state_[at(to)] + range.begin);
+    length_[at(to)] = range.end;
+    return {};
+  }
+  Status drop_range(SequenceId s, TokenRange range) {
+    length_[at(s)] = std::min(length_[at(s)], range.begin);
+    return {};
+  }
+  [[nodiscard]] std::string describe() const { return "flat"; }
+  [[nodiscard]] EngineCapacity capacity() const {
+    return {.cells = kSequences * kTokens, .sequences = kSequences, .sequence_tokens = kTokens};
+  }
+
+ private:
+  static std::size_t at(SequenceId s) { return static_cast<std::size_t>(s); }
+  TokenId state_[kSequences][kTokens] = {};
+  std::uint32_t length_[kSequences] = {};
+};
+
+}  // namespace
+
+TEST_CASE("an opaque host takes its memory through the seam and allocates nothing afterwards") {
+  FlatEngine engine;
+  Counting counting;
+  {
+    auto made = OpaqueHost<FlatEngine>::create(engine, {.block_tokens = 4,
+                                                        .host_bytes = 24 * 4 * sizeof(TokenId),
+                                                        .requests = 2,
+                                                        .resident_tokens = 150,
+                                                        .frontiers = 3,
+                                                        .step_bytes = 64,
+                                                        .memory = counting.memory()});
+    REQUIRE(made.ok());
+    OpaqueHost<FlatEngine>& host = **made;
+    const auto scope = host.open_scope({.model = "m", .vocab_size = 1000});
+    REQUIRE(scope.ok());
+    std::vector<Tokens> prompts;
+    for (TokenId i = 0; i < 24; ++i)
+      prompts.push_back(tokens(1 + static_cast<std::uint32_t>(i * 7 % 70), i % 4 * 100));
+    const std::uint64_t calls = counting.calls, before = news;
+    bool right = true;
+    for (int round = 0; round < 20; ++round)
+      for (const Tokens& prompt : prompts) {
+        const auto a =
+            host.begin({.prompt = {.scope = *scope, .tokens = prompt}, .session = 1 + prompt.size() % 3});
+        right = right && a.ok() && engine.holds(a->sequence, std::span(prompt).first(a->reused_tokens));
+        for (std::size_t i = a->reused_tokens; i < prompt.size(); ++i) engine.compute(a->sequence, prompt[i]);
+        right = right &&
+                host.computed(a->request, static_cast<std::uint32_t>(prompt.size()) - a->reused_tokens, false)
+                    .ok();
+        const TokenId decoded = 7;
+        engine.compute(a->sequence, decoded);
+        right = right && host.append(a->request, {&decoded, 1}).ok();
+        (void)host.work();
+        right = right && (round % 7 == 3 ? host.abort(a->request) : host.end(a->request)).ok();
+        while (host.work() > 0) {
+        }
+      }
+    const std::uint64_t after = news;
+    CHECK(right);
+    CHECK(after == before);
+    CHECK(counting.calls == calls);
+    const OpaqueHostStats& stats = host.stats();
+    for (const std::uint64_t happened : {stats.resident_tokens, stats.host_tokens, stats.frontier_tokens,
+                                         stats.residents_dropped, host.cache().stats().evicted_blocks})
+      CHECK(happened > 0);
+  }
+  CHECK(counting.out.empty());
+  CHECK_FALSE(counting.wrong);
 }
