@@ -255,3 +255,59 @@ TEST_CASE("options that cannot work are refused with their name") {
   CHECK(code({.block_tokens = 8, .requests = 3}) == StatusCode::kInvalidArgument);
   CHECK(code({.block_tokens = 8, .requests = 1, .step_bytes = 63}) == StatusCode::kInvalidArgument);
 }
+
+TEST_CASE(
+    "an engine whose sequences are all residents goes on: another makes way, or the donor is taken over") {
+  for (const std::uint32_t sequences : {1u, 2u}) {
+    DigestEngine engine({.cells = 512, .sequences = sequences, .sequence_tokens = 128});
+    auto made = OpaqueHost<DigestEngine>::create(
+        engine,
+        {.block_tokens = kBlock, .host_bytes = 64 * kBlockBytes, .requests = 1, .resident_tokens = 512});
+    REQUIRE(made.ok());
+    auto& host = **made;
+    const auto scope = host.open_scope({.model = "m", .vocab_size = 1000});
+    REQUIRE(scope.ok());
+    const auto serve = [&](const std::vector<TokenId>& tokens) {
+      const auto a = host.begin({.prompt = {.scope = *scope, .tokens = tokens}});
+      INFO(a.status().message());
+      REQUIRE(a.ok());
+      REQUIRE(engine.holds(a->sequence, std::span(tokens).first(a->reused_tokens)));
+      for (std::size_t i = a->reused_tokens; i < tokens.size(); ++i) engine.compute(a->sequence, tokens[i]);
+      REQUIRE(host.computed(a->request, static_cast<std::uint32_t>(tokens.size()) - a->reused_tokens, false)
+                  .ok());
+      REQUIRE(host.end(a->request).ok());
+      while (host.work() > 0) {
+      }
+      return a->reused_tokens;
+    };
+    for (std::uint32_t s = 0; s < sequences; ++s) {
+      const auto own = count(30, static_cast<TokenId>(100 * s));
+      CHECK(serve(own) == 0);
+      CHECK(serve(own) == 29);  // its second use makes it a resident
+    }
+    CHECK(host.resident_tokens() == 30 * sequences);
+    CHECK(serve(count(40, 500)) == 0);  // shares with nobody
+    CHECK(serve(count(41, 500)) == 40);
+    CHECK(serve(count(36, 500)) == 35);  // goes on in the middle of a resident
+    CHECK(serve(count(60, 500)) == 41);  // what was longer is in host memory and a frontier still
+    CHECK(host.cache().audit().balanced());
+    CHECK(engine.mistakes == 0);
+  }
+}
+
+TEST_CASE("a frontier that was imported and would not be cut is given up, and the request starts over") {
+  Fixture f({.resident_tokens = 0});
+  const auto said = count(21);
+  f.turn(said);
+  auto other = said;
+  other[18] = 999;  // parts inside the frontier
+  int drops = 0;
+  f.engine.fail = [&](DigestEngine::Call call) { return call == DigestEngine::Call::kDrop && ++drops <= 2; };
+  const Admission a = f.begin(other);
+  CHECK(drops >= 2);
+  CHECK(a.reused_tokens == 16);
+  CHECK(f.engine.length(a.sequence) == 16);
+  f.prefill(a, other);
+  CHECK(f.host->stats().failed_imports == 1);
+  CHECK(f.engine.mistakes == 0);
+}

@@ -70,7 +70,7 @@ concept OpaqueEngine = requires(E engine, const E view, SequenceId sequence, Gro
   { engine.import_range(sequence, group, range, in) } -> std::same_as<Status>;
   /// Appends a range of the first sequence to the second, which ends where it begins. No state is copied.
   { engine.share_range(sequence, sequence, range) } -> std::same_as<Status>;
-  /// Removes the tail from range.begin on (range.end is kToEnd).
+  /// Removes the tail from range.begin on (range.end is kToEnd). From 0 on it must not fail.
   { engine.drop_range(sequence, range) } -> std::same_as<Status>;
   /// Fingerprint of the representation: whatever must be equal for exported bytes to mean the same, build included.
   { view.describe() } -> std::convertible_to<std::string>;
@@ -171,13 +171,23 @@ class OpaqueHost {
       return Status(StatusCode::kOutOfRange, "the prompt is longer than the engine's longest sequence");
     // The donor is found first, so that it is not the resident that makes way.
     const Found donor = request.reuse ? best_resident(request, most) : Found{};
-    const SequenceId sequence = free_sequence(donor.index);
+    SequenceId sequence = free_sequence(donor.tokens > 0 ? donor.index : capacity_.sequences);
+    // Where the donor holds the only sequence there is, the request goes on in it.
+    const bool takes_over =
+        sequence == kNoSequence && donor.tokens > 0 && sequences_[donor.index].state == Known::kResident;
+    if (takes_over) sequence = static_cast<SequenceId>(donor.index);
     if (sequence == kNoSequence)
       return Status(StatusCode::kExhausted,
                     "all sequences wait for their exports: call work() and try again");
 
     std::uint32_t shared = 0;
-    if (donor.tokens > 0) {
+    if (takes_over) {
+      ++stats_.residents_dropped;
+      if (engine_->drop_range(sequence, {donor.tokens, kToEnd}).ok())
+        shared = donor.tokens;
+      else
+        forget(donor.index);
+    } else if (donor.tokens > 0) {
       if (engine_->share_range(static_cast<SequenceId>(donor.index), sequence, {0, donor.tokens}).ok()) {
         shared = donor.tokens;
         sequences_[donor.index].used = ++clock_;
@@ -192,7 +202,7 @@ class OpaqueHost {
                                                   .reuse = request.reuse,
                                                   .publish = request.publish});
     if (!lease.ok()) {
-      (void)engine_->drop_range(sequence, {0, kToEnd});
+      forget(static_cast<std::uint32_t>(sequence));
       return lease.status();
     }
 
@@ -224,6 +234,11 @@ class OpaqueHost {
     }
     if (request.reuse && request.grid_tokens == 0)
       have = load_frontier(sequence, request, have, most, admission);
+    if (have == kToEnd) {
+      // More is in the sequence than is wanted, and would not go. The frontier that it came from is gone.
+      (void)abort({index, r.generation});
+      return begin(request);
+    }
     known.grid_tokens = std::min(donor.grid_tokens, shared);
     if (have > known.lease.committed_tokens())
       (void)known.lease.commit(have - known.lease.committed_tokens(), kNow, have <= known.grid_tokens);
@@ -555,7 +570,8 @@ class OpaqueHost {
     return have;
   }
 
-  /// Imports the frontier that continues what is in the sequence and shares most with the prompt.
+  /// Imports the frontier that continues what is in the sequence and shares most with the prompt. Returns the tokens that are
+  /// in the sequence then; kToEnd if the engine left more in it.
   [[nodiscard]] std::uint32_t load_frontier(SequenceId sequence, const OpaqueRequest& request,
                                             std::uint32_t have, std::uint32_t most,
                                             Admission& admission) noexcept {
@@ -576,8 +592,7 @@ class OpaqueHost {
       known.state = Known::kFree;
       frontier_tier_.drop(best);
       // An import that failed left nothing; a tail that would not go is no reason to keep what came with it.
-      if (imported) (void)engine_->drop_range(sequence, {have, kToEnd});
-      return have;
+      return !imported || engine_->drop_range(sequence, {have, kToEnd}).ok() ? have : kToEnd;
     }
     stats_.imported_bytes += bytes->size();
     admission.from_frontier = best_tokens - have;
