@@ -43,13 +43,13 @@ measure() {
 demo=build/release/examples/llama/demo/kvstem_demo
 measure index build/release/benchmarks/kvstem_bench_index_match
 measure instructions scripts/callgrind.sh
-measure demo scripts/demo.sh
+measure agents "$demo" --model "$llama_model" --workload agents
 for form in Q4_1 BF16; do
   model="$llama_model"
   if [ "$form" = BF16 ]; then model="$bf16"; fi
-  measure "judge-$form" "$demo" --model "$model" --workload judge --pairs 12
+  measure "judge-$form" "$demo" --model "$model" --workload judge --pairs 10
   measure "turn-$form" "$demo" --model "$model" --workload turn
-  measure "overhead-$form" "$demo" --model "$model" --workload overhead --pairs 24
+  measure "overhead-$form" "$demo" --model "$model" --workload overhead --pairs 16
 done
 
 step "results"

@@ -25,10 +25,17 @@ void put(std::span<std::byte> blob, std::size_t at, T value) noexcept {
 }  // namespace
 
 bool StateForm::learn(std::span<const std::byte> blob, std::uint32_t cells) {
-  sections_.clear();
-  row_bytes_ = 0;
+  *this = StateForm();
+  if (read(blob, cells)) return true;
+  *this = StateForm();
+  return false;
+}
+
+bool StateForm::read(std::span<const std::byte> blob, std::uint32_t cells) {
   std::size_t at = kHeader + cells * kCell;
   if (cells == 0 || blob.size() < at + kLayersHeader) return false;
+  for (std::uint32_t i = 0; i < cells; ++i)
+    if (get<std::uint32_t>(blob, kHeader + i * kCell + 4) != 1) return false;
   layers_ = get<std::uint32_t>(blob, at + 4);
   at += kLayersHeader;
   while (at < blob.size()) {
@@ -52,7 +59,7 @@ std::size_t StateForm::bytes(std::uint32_t cells) const noexcept {
 }
 
 bool StateForm::frame_fits(std::span<const std::byte> blob, std::uint32_t cells) const noexcept {
-  if (cells == 0 || blob.size() != bytes(cells)) return false;
+  if (cells == 0 || layers_ == 0 || blob.size() != bytes(cells)) return false;
   if (get<std::uint32_t>(blob, 0) != kMagic || get<std::uint32_t>(blob, 8) != 1 ||
       get<std::uint32_t>(blob, 12) != cells)
     return false;

@@ -28,7 +28,8 @@ namespace kvstem_llama {
 /// What is the same in all blobs of one model and context: learnt from the first.
 class StateForm {
  public:
-  /// Reads the form from a blob that llama.cpp wrote for `cells` cells. False if it is not written as stated above.
+  /// Reads the form from a blob that llama.cpp wrote for `cells` cells. False if it is not written as stated above; no blob
+  /// fits then.
   [[nodiscard]] bool learn(std::span<const std::byte> blob, std::uint32_t cells);
 
   /// Bytes of a blob of `cells` cells (0 for none).
@@ -46,6 +47,7 @@ class StateForm {
     std::int32_t type;
     std::uint64_t row;
   };
+  [[nodiscard]] bool read(std::span<const std::byte> blob, std::uint32_t cells);
   [[nodiscard]] bool frame_fits(std::span<const std::byte> blob, std::uint32_t cells) const noexcept;
 
   std::vector<Section> sections_;

@@ -195,7 +195,7 @@ void learn_from(const Blob& blob, std::uint32_t cells, std::uint32_t begin) {
                      state->sections.size() <= std::uint64_t{2} * state->layers;
   const bool cells_fit = state && std::all_of(state->cells.begin(), state->cells.end(),
                                               [](const Cell& cell) { return cell.sequences == 1; });
-  require(!learnt || frame, "learn: from whole frames only");
+  require(!learnt || (frame && cells_fit), "learn: from whole frames that are written as stated only");
   require(learnt || !frame || !cells_fit, "learn: from every blob that is written as stated");
   if (!learnt) return;
   require(form.bytes(cells) == blob.size(), "a form knows the size of what it was learnt from");

@@ -77,13 +77,13 @@ int main(int argc, char** argv) {
   std::printf("model %s, seed %llu\n", file.c_str(), static_cast<unsigned long long>(setting.seed));
   if (workloads.count("agents") != 0) {
     AgentsSizes sizes;
-    if (quick) sizes.agents = 3, sizes.turns = 2, sizes.sub_agents = false;
-    if (timed) setting.budget = quick ? 50 : 210;
+    if (quick) sizes.agents = 2, sizes.turns = 2, sizes.sub_agents = false;
+    if (timed) setting.budget = quick ? 70 : 210;
     run_agents(setting, sizes, report, progress);
   }
   if (workloads.count("judge") != 0) {
     JudgeSizes sizes;
-    if (quick) sizes.requests = 2;
+    if (quick) sizes.requests = 1;
     if (pairs != 0) sizes.requests = pairs;
     if (timed) setting.budget = (quick ? 85 : 340) - progress.elapsed();
     run_judge(setting, sizes, report, progress);
@@ -102,7 +102,7 @@ int main(int argc, char** argv) {
   progress.clear();
   if (quick)
     report.note(
-        "--quick: 3 agents instead of 6, 2 turns instead of 3, no sub-agents; 2 requests of judge instead of "
+        "--quick: 2 agents instead of 6, 2 turns instead of 3, no sub-agents; 1 request of judge instead of "
         "8");
   report.print();
   std::printf("%.0f s\n", progress.elapsed());
