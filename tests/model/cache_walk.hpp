@@ -523,11 +523,14 @@ class Walk {
     const auto known = static_cast<std::uint32_t>(r.text.tokens.size());
     const std::uint32_t n =
         1 + below(std::min(room, std::max(known > r.reserved ? known - r.reserved : 1, 2 * bt())));
+    const std::size_t was_present = present_.size();
     const Status status = r.lease.reserve(n);
     if (!status.ok()) {
-      MUST(status.code() == StatusCode::kExhausted && in_place());
+      const bool never = (r.reserved + n + bt() - 1) / bt() > config_.slots;
+      MUST(status.code() == (never ? StatusCode::kOutOfRange : StatusCode::kExhausted) && in_place());
       ++tally_.exhausted;
       take_changes();
+      MUST(present_.size() == was_present);  // nobody loses anything by it
       return false;
     }
     r.started = true;

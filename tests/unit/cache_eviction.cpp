@@ -191,8 +191,7 @@ TEST_CASE("a lease may take the room of what it found and cannot use, and publis
   CHECK(host.serve(tokens(16)) == 0);
   auto lease = host.acquire(tokens(16));
   CHECK(lease.matched_tokens() == 12);  // the last block is there, but its last token must be computed
-  CHECK(lease.reserve(5).code() ==
-        StatusCode::kExhausted);  // one slot would not be enough: nothing is given up
+  CHECK(lease.reserve(5).code() == StatusCode::kOutOfRange);  // there are not that many slots
   CHECK(host.found(tokens(17)) == 16);
   REQUIRE(lease.reserve(4).ok());
   CHECK(host.found(tokens(17)) == 12);
@@ -227,4 +226,39 @@ TEST_CASE("a lease holds what it matched, and not what others have added behind 
   CHECK(host.serve(tokens(16, 100)) == 0);  // makes the other's two blocks go
   CHECK(host.found(tokens(17)) == 8);
   CHECK(host.cache->audit().balanced());
+}
+
+TEST_CASE("a request that is refused takes nothing from anybody") {
+  Host<> host(small(8));
+  host.serve(tokens(16, 100));
+  auto holds = host.acquire(tokens(12, 200));
+  host.compute(holds);
+  auto waits = host.acquire(tokens(24, 300));
+  CHECK(waits.reserve(24).code() == StatusCode::kExhausted);  // one slot is free, four could go
+  CHECK(host.found(tokens(17, 100)) == 16);
+  CHECK(waits.reserve(40).code() == StatusCode::kOutOfRange);  // never
+  CHECK(host.cache->stats().evicted_blocks == 0);
+  CHECK(waits.reserve(20).ok());
+  CHECK(host.found(tokens(17, 100)) == 0);
+  CHECK(host.cache->audit().balanced());
+}
+
+TEST_CASE("what ended in the open step cannot be had, and is not evicted for a request that needs it") {
+  Host<> host(small(8));
+  host.serve(tokens(12, 100));
+  auto lease = host.acquire(tokens(16, 200));
+  host.compute(lease);
+  REQUIRE(lease.release().ok());
+  auto waits = host.acquire(tokens(24, 300));
+  CHECK(waits.reserve(24).code() ==
+        StatusCode::kExhausted);  // one is free, three could go now, four after the step
+  CHECK(host.found(tokens(13, 100)) == 12);
+  host.end_step();
+  CHECK(waits.reserve(24).ok());
+}
+
+TEST_CASE("a prompt that names no scope is refused") {
+  Host<> host;
+  const Tokens prompt = tokens(8);
+  CHECK(host.cache->acquire({.tokens = prompt}).status().code() == StatusCode::kInvalidArgument);
 }

@@ -33,7 +33,8 @@ struct Index {
   }
   [[nodiscard]] TokenSource source(const Prompt& prompt) const { return {hasher, block, prompt, root_keys}; }
   [[nodiscard]] Match match(const Prompt& prompt) const {
-    return index->match(roots[static_cast<std::size_t>(prompt.scope)], source(prompt));
+    return index->match(roots[prompt.scope == kNoScope ? 0 : static_cast<std::size_t>(prompt.scope)],
+                        source(prompt));
   }
   /// Adds what is missing; returns the end.
   Place add(const Prompt& prompt, bool ready = true) {

@@ -251,14 +251,14 @@ TEST_CASE("slots that were reserved and not used come back") {
 }
 
 TEST_CASE("an attempt that was given up before it began is no request") {
-  Host<> host(small(4));
+  Host<> host(small(6));
   host.serve(tokens(9));
   auto holds = host.acquire(tokens(9));
   host.compute(holds);
   for (int i = 0; i < 5; ++i) {
     auto waits = host.acquire(tokens(24, 0));
     CHECK(waits.matched_tokens() == 8);
-    CHECK(waits.reserve(16).code() == StatusCode::kExhausted);
+    CHECK(waits.reserve(16).code() == StatusCode::kExhausted);  // three slots are free
   }
   CHECK(host.cache->stats().requests == 1);
   CHECK(host.cache->stats().refused_requests == 5);

@@ -42,5 +42,7 @@ enum class Medium : std::uint8_t { kDevice = 0, kHost, kFile, kStore };
 
 /// A scope that was opened with `Cache::open_scope`; names it in prompts of that cache only.
 enum class ScopeId : std::uint32_t {};
+/// No scope at all: a prompt that forgot to name one is refused.
+inline constexpr ScopeId kNoScope{std::numeric_limits<std::uint32_t>::max()};
 
 }  // namespace kvstem::inline v0

@@ -194,6 +194,7 @@ class BasicCache {
     pool_.end_step(point);
     last_step_ = point;
     ++step_;
+    ended_count_ = 0;
     end_op();
     return {};
   }
@@ -337,6 +338,8 @@ class BasicCache {
     if (!pool_.take(memory, options_.slots) || !policy_.take(memory, {index_->max_runs(), options_.slots}) ||
         !slot_of_.take(memory, index_->positions()) || !on_grid_.take(memory, index_->positions()) ||
         !owner_.take(memory, index_->positions()) || !released_.take(memory, index_->max_runs()) ||
+        !marks_.take(memory, index_->max_runs()) ||
+        !ended_.take(memory, std::size_t{2} * options_.max_leases) ||
         !leases_.take(memory, options_.max_leases) || !pos_.take(memory, rows) || !own_.take(memory, rows) ||
         !tail_.take(memory, std::size_t{options_.max_leases} * options_.block_tokens) ||
         !tail_marks_.take(memory, std::size_t{options_.max_leases} * kMaxMarksPerBlock) ||
@@ -652,6 +655,7 @@ class BasicCache {
       policy_.on_trim(run, n);
       return true;
     }
+    released_[run] = 0;
     policy_.on_erase(run);
     const RunInfo parent = index_->info(info.parent);
     if (parent.children == 0 && parent.parent != kNoRun) policy_.on_leaf(info.parent);
@@ -716,6 +720,7 @@ class BasicCache {
       if (above.children == 1 && above.ready == above.length && policy_.mergeable(info.parent, run) &&
           index_->merge_with_child(info.parent)) {
         policy_.on_merge(info.parent, run);
+        released_[run] = std::max(released_[run], std::exchange(released_[info.parent], 0));
         continue;
       }
       run = info.parent;
@@ -832,7 +837,21 @@ class BasicCache {
       return {StatusCode::kOutOfRange, "longer than CacheOptions::max_lease_tokens"};
     }
     const std::uint32_t have = blocks_for(r.scheduled), need = blocks_for(r.scheduled + n);
+    constexpr Status kInUse{StatusCode::kExhausted,
+                            "all slots are in use: release leases, or end the step that freed some"};
     if (in_place()) {
+      if (need > options_.slots) {
+        ++stats_.refused_requests;
+        return {StatusCode::kOutOfRange, "longer than all of CacheOptions::slots"};
+      }
+      // A refusal takes nothing from anybody, so what there is to be had is counted before anything goes.
+      if (need - have > 1 && need - have > pool_.free_slots()) {
+        const std::uint32_t obtainable = obtainable_slots();
+        if (need - have > obtainable && !give_up_unusable(lease, need - have - obtainable)) {
+          ++stats_.refused_requests;
+          return kInUse;
+        }
+      }
       for (std::uint32_t b = have; b < need; ++b) {
         SlotId slot = allocate_slot();
         if (slot == kNoSlot && give_up_unusable(lease, need - b)) slot = allocate_slot();
@@ -841,11 +860,12 @@ class BasicCache {
             const auto given = static_cast<SlotId>(table_[row(lease) + b]);
             (void)pool_.free_at_once(given, pool_.fence(given));
             own_[row(lease) + b] = 0;
+            --private_slots_;
           }
           ++stats_.refused_requests;
-          return {StatusCode::kExhausted,
-                  "all slots are in use: release leases, or end the step that freed some"};
+          return kInUse;
         }
+        ++private_slots_;
         table_[row(lease) + b] = static_cast<std::int32_t>(slot);
         own_[row(lease) + b] = 1;
         if (pool_.fence(slot).value > r.not_before.value) r.not_before = pool_.fence(slot);
@@ -855,6 +875,31 @@ class BasicCache {
     r.started = true;
     return {};
   }
+  /// In place, slots that are free or whose blocks nobody holds: no lease, nor one that ended in the open step. O(runs on
+  /// their paths).
+  [[nodiscard]] std::uint32_t obtainable_slots() noexcept {
+    ++mark_;
+    std::uint32_t held = 0;
+    const auto hold = [&](RunId run) {
+      for (RunInfo info = index_->info(run); info.parent != kNoRun && marks_[run] != mark_;
+           run = info.parent, info = index_->info(run)) {
+        marks_[run] = mark_;
+        held += info.ready;
+      }
+    };
+    const auto hold_ended = [&](RunId run) {
+      if (released_[run] == step_) hold(run);
+    };
+    for (std::uint32_t i = 0; i < options_.max_leases; ++i)
+      if (leases_[i].active) hold(leases_[i].pinned);
+    if (ended_count_ <= ended_.size())
+      for (std::uint32_t i = 0; i < ended_count_; ++i) hold_ended(ended_[i]);
+    else  // too many to remember: a look at everything
+      for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
+        index_->enumerate(root_run_[s], [&](RunId run, const RunInfo&) { hold_ended(run); });
+    return pool_.free_slots() + pool_.used_slots() - private_slots_ - held;
+  }
+
   /// Blocks that are there but of no use to the lease (its match ends before the last token, and on the grid; or it has
   /// computed them as well) may be the very room that it needs. If they are enough it lets go of them, and then keeps to
   /// itself what it computes.
@@ -999,6 +1044,7 @@ class BasicCache {
       stats_.duplicate_blocks += duplicates;
       for (std::uint32_t b = r.settled + duplicates; b < r.settled + n; ++b) {
         own_[row(lease) + b] = 0;
+        --private_slots_;
         give(lease, b, static_cast<SlotId>(table_[row(lease) + b]));
       }
       if (n > duplicates) make_ready(lease, run, from + duplicates, n - duplicates);
@@ -1094,6 +1140,7 @@ class BasicCache {
       if (own_[row(lease) + b] == 0) continue;
       free_slot(static_cast<SlotId>(table_[row(lease) + b]), false);
       own_[row(lease) + b] = 0;
+      --private_slots_;
     }
     const RunId run = index_->locate(r.place);
     for (RunId up = run; index_->info(up).parent != kNoRun; up = index_->info(up).parent)
@@ -1105,7 +1152,11 @@ class BasicCache {
     if (r.retention.keep == Keep::kCold && end.parent != kNoRun && end.children == 0 && end.references == 0)
       policy_.demote(run);
     // The run that was pinned may have grown or been split since: what others left behind it goes as well.
-    merge_path(prune(r.pinned));
+    const RunId left = prune(r.pinned);
+    merge_path(left);
+    // The place may lie inside what was pinned, if there was no run left to split it.
+    if (ended_count_ < ended_.size()) ended_[ended_count_] = released_[left] == step_ ? left : run;
+    ++ended_count_;
   }
 
   // ---- steps -------------------------------------------------------------------------------------------------------
@@ -1302,6 +1353,10 @@ class BasicCache {
   std::uint32_t store_turn_ = 0;
   std::uint32_t stores_in_flight_ = 0;
   std::uint32_t dropped_slots_ = 0;  // out of the tree, but a load still reads them
+  std::uint32_t private_slots_ = 0;  // of leases
+  std::uint64_t mark_ = 0;
+  FixedArray<RunId> ended_;  // what leases held that ended in the open step; the first of them
+  std::uint32_t ended_count_ = 0;
   Point last_step_{};
   std::uint64_t reached_[kMaxTimelines] = {};
   std::atomic<std::uint32_t> scope_count_{0};
@@ -1315,6 +1370,7 @@ class BasicCache {
   FixedArray<std::uint32_t> owner_;  // of a pending block: lease plus one that computes it
   // By RunId.
   FixedArray<std::uint32_t> released_;  // step in which a lease last let go of it
+  FixedArray<std::uint64_t> marks_;     // by the last count that has looked at it
   // By slot; empty in place.
   FixedArray<Moves> moves_;
   // By lease, rows of row_blocks_.

@@ -107,8 +107,10 @@ class BasicLease {
     return progress;
   }
 
-  /// Slots for n tokens more than are reserved. All or none: kExhausted if they are not to be had now (what was reserved
-  /// before stays), kOutOfRange beyond max_lease_tokens. With SlotFill::kByStep it only moves the cursor.
+  /// Slots for n tokens more than are reserved; after `acquire` that cursor stands at matched_tokens. They may be reserved
+  /// ahead of the known tokens. All or none: kExhausted if they are not to be had now (nothing is evicted for a request
+  /// that is refused, and what was reserved before stays), kOutOfRange beyond max_lease_tokens or all slots of the cache.
+  /// With SlotFill::kByStep it only moves the cursor.
   /// Where the only room is what was found but cannot be used (the block of the last token), the lease takes that, and
   /// what it computes stays private to it.
   Status reserve(std::uint32_t n) noexcept {

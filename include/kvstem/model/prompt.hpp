@@ -33,12 +33,12 @@ struct Extra {
 /// prefix goes on with an adapter. The state before `position` stays shared under the scope before.
 struct ScopeChange {
   std::uint32_t position = 0;
-  ScopeId scope{};
+  ScopeId scope = kNoScope;
   friend bool operator==(const ScopeChange&, const ScopeChange&) = default;
 };
 
 struct Prompt {
-  ScopeId scope{};
+  ScopeId scope = kNoScope;
   std::span<const TokenId> tokens{};
   std::span<const Extra> extras{};         // ascending positions, each inside `tokens`
   std::span<const ScopeChange> changes{};  // strictly ascending positions, each inside `tokens`
