@@ -46,8 +46,9 @@ struct Request {
   std::vector<TokenId> tokens{};
   std::uint32_t max_new_tokens = 16;  // 0: only compute the prompt
   std::uint64_t session = 0;          // names the chain of turns that this one belongs to; 0 for none
-  kvstem::ScopeId scope = kvstem::kNoScope;  // whose state may be reused: from cache.open_scope(llama.scope(tenant))
-  bool reuse = true;                  // false: as if there were no cache, in both directions
+  kvstem::ScopeId scope =
+      kvstem::kNoScope;     // whose state may be reused: from cache.open_scope(llama.scope(tenant))
+  bool reuse = true;        // false: as if there were no cache, in both directions
   bool exact = false;       // reuse only what gives bitwise the logits of a cold run in the same layout
   bool stop_at_end = true;  // stop at the model's end tokens
   Sampling sampling{};

@@ -50,6 +50,6 @@ int main() {
 
   serve(**cache, *scope, "You are a helpful assistant. Hi!");
   serve(**cache, *scope, "You are a helpful assistant. What is a goose?");
-  (void)(*cache)->end_step(kNow);  // no step runs any more: freed slots may be used again
+  (void)(*cache)->end_step(kNow);  // no step runs any more: what was released may make room
   serve(**cache, *scope, "You are a pirate.");
 }

@@ -8,6 +8,11 @@
 //   an engine that only moves its own state     host/opaque_host.hpp  (OpaqueHost)
 //   many workers and no KV (a router)           index/prefix_index.hpp
 //
+// Words: a block is a fixed run of tokens; a slot is where its state lies. A run is a stretch of blocks in the prefix tree
+// without a branch. A point is a value on a timeline, "once that has happened". A grid is where an engine always cuts its
+// prefill. A resident is a sequence kept inside an opaque engine; a frontier is what follows a sequence's last whole block.
+// Examples leave out some checks of ok(); your code should not.
+//
 // Not included, since they need more than the core: model/sha256.hpp (libcrypto), testing/ (for your own tests).
 #pragma once
 

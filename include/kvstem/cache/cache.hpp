@@ -16,7 +16,9 @@
 //   What a lease holds is neither evicted nor moved. All of the match or a shorter one, never a hole.
 //   Committed blocks are found by others once the point given to `commit` is reached, never before.
 //   Two requests that wait for the same prefix can share one computation: see `Lease::refresh`.
-//   A slot that is freed is not given out again before the step in which it was freed has ended (`end_step`).
+//   A slot that is freed is not given out again before the step in which it was freed has ended (`end_step`), and what a
+//   lease let go of is not evicted before; so a host that never ends a step runs out of slots.
+//   A lease that was released keeps its place among `max_leases` until what it committed has been reached.
 //
 // Threads: one engine thread for everything, except `probe` (any thread with a Reader). A Lease belongs to the engine's
 // thread. The cache must outlive its leases and readers.
@@ -26,9 +28,14 @@
 //   auto cache = *Cache::create({.block_tokens = 16, .slots = 4096});
 //   ScopeId scope = *cache->open_scope({.model = "sha256:...", .vocab_size = 49152});
 //   auto lease = cache->acquire({.scope = scope, .tokens = prompt});
-//   run_prefill(prompt, lease->matched_tokens(), lease->table(0));    // after lease->reserve(n)
-//   Status s = lease->commit(n, after_step);
-//   if (s.ok()) s = cache->end_step(after_step);
+//   const std::uint32_t start = lease->matched_tokens(), n = prompt.size() - start;
+//   if (!lease->reserve(n).ok()) return later();
+//   launch_prefill(prompt, start, lease->table(0));
+//   (void)lease->commit(n, after_step);
+//   (void)cache->end_step(after_step);                // after every step that was launched
+//   ...
+//   (void)cache->reach(after_step);                   // the step is done: what was committed for it is found from now on
+//   (void)lease->release();
 #pragma once
 
 #include <algorithm>
@@ -168,7 +175,8 @@ class BasicCache {
     end_op();
   }
 
-  /// Points up to this one are reached on its timeline: what was committed for them becomes valid.
+  /// Points up to this one are reached on its timeline: what was committed for them becomes valid. An earlier point than
+  /// before does nothing.
   Status reach(Point point) noexcept {
     if (point.timeline >= kMaxTimelines)
       return {StatusCode::kOutOfRange, "Point::timeline must be below kMaxTimelines"};
@@ -182,8 +190,8 @@ class BasicCache {
   }
 
   /// The step that the host has just launched ends at `point`: every slot that was freed since the last call may be given
-  /// out again, to be written after that point. All steps end on one timeline, none before the one before it; else
-  /// kOutOfRange or kInvalidArgument, and nothing happens.
+  /// out again, to be written after that point, and what leases let go of since then may be evicted. All steps of a cache
+  /// end on one timeline, none before the one before it; else kOutOfRange or kInvalidArgument, and nothing happens.
   Status end_step(Point point) noexcept {
     if (point.timeline >= kMaxTimelines)
       return {StatusCode::kOutOfRange, "Point::timeline must be below kMaxTimelines"};
@@ -1400,7 +1408,9 @@ Result<BasicLease<Policy>> BasicCache<Policy>::acquire(const Prompt& prompt,
     return refuse(StatusCode::kOutOfRange, "the prompt is longer than CacheOptions::max_lease_tokens");
   const std::uint32_t lease = free_lease();
   if (lease == options_.max_leases)
-    return refuse(StatusCode::kExhausted, "no lease left: release one, or raise CacheOptions::max_leases");
+    return refuse(
+        StatusCode::kExhausted,
+        "no lease left: release one, reach the points that released ones wait for, or raise max_leases");
 
   const AcquireShape shape{static_cast<std::uint32_t>(prompt.scope), tokens, how};
   const bool keyed = options_.mode == IndexMode::kKeys;

@@ -32,7 +32,7 @@ struct CacheOptions {
   SlotFill fill = SlotFill::kInPlace;
   IndexMode mode = IndexMode::kTokens;      // kKeys: prompts come as keys (routers); kNothing: only replays
   IndexMode replayed = IndexMode::kTokens;  // kNothing only: the mode that the log was recorded in
-  std::uint32_t max_leases = 64;            // requests at once
+  std::uint32_t max_leases = 64;            // requests at once, with those released that wait for a point
   std::uint32_t max_lease_tokens = 8192;    // the longest sequence
   std::uint32_t max_scopes = 64;
   std::uint32_t max_runs = 0;      // 0: as IndexOptions

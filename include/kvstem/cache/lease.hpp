@@ -5,21 +5,26 @@
 // Include cache.hpp, which includes this.
 //
 // Positions run along three cursors: known (token ids: the prompt and what was appended) >= committed (their state is
-// computed, or will be at a point), and reserved (>= committed) up to which slots were given out.
+// computed, or will be at a point), and reserved (>= committed) up to which slots were given out, which may be ahead of
+// what is known.
 //
-// A lease that is destroyed is aborted. One that is stale (released, moved from, its cache's slot given to another) does
+// A lease that is destroyed is aborted: what waits for its point is lost. Release it. One that is stale (released, moved from, its cache's slot given to another) does
 // nothing and says kStale. Threads: the cache's.
 //
 //   Result<Lease> lease = cache->acquire({.scope = scope, .tokens = prompt});
+//   if (!lease->refresh().must_compute) return later();    // somebody computes it: keep the lease, ask again after `reach`
 //   const std::uint32_t start = lease->matched_tokens();
 //   if (!lease->reserve(prompt.size() - start).ok()) return wait();      // slots for the rest of the prompt
 //   compute(prompt, start, lease->table(0));
 //   if (!lease->commit(prompt.size() - start, after_step).ok()) return mistake();
-//   Status done = lease->release();
+//   (void)lease->release();
 //
-// Results that are known a step late: while step n runs, `append` the token that step n - 1 chose and `commit(1, point)`
-// it with the point of step n, of which its state is a part. A request that must wait for slots should hold no lease
-// (abort it and acquire again later), or two that wait could lock each other out. examples/paged_host shows both.
+// Decoding, a token a step: `reserve(1)` (first, so that a refusal changes nothing; or all of the answer ahead), `append`
+// the token, compute, `commit(1, point)`. Results that are known a step late: while step n runs, append the token that
+// step n - 1 chose and commit it with the point of step n, of which its state is a part.
+// A request that must wait for slots should hold no lease, or two that wait could lock each other out: abort it and
+// acquire again later. In the middle of an answer release it, and acquire with the tokens so far: what was computed is
+// found again. examples/paged_host shows all of this.
 #pragma once
 
 #include <cstdint>
@@ -64,7 +69,8 @@ class BasicLease {
   [[nodiscard]] std::uint32_t index() const noexcept { return index_; }
 
   // Cursors, in tokens; 0 when stale.
-  /// Usable from the cache when the lease was acquired (or refreshed, or shortened by a failed load).
+  /// Usable from the cache when the lease was acquired (or refreshed, or shortened by a failed load): whole blocks, and never
+  /// the prompt's last token.
   [[nodiscard]] std::uint32_t matched_tokens() const noexcept {
     return field([this](const auto& r) { return r.matched * cache_->options_.block_tokens; });
   }
@@ -131,7 +137,9 @@ class BasicLease {
 
   /// The state of the next n tokens is computed once `after` is reached; whole blocks are found by others from then on.
   /// `on_grid`: computed by prefill on a fixed grid of chunks, so that a host that keeps to the grid gets the same bits.
-  /// kOutOfRange beyond the known tokens or, in place, the reserved ones.
+  /// Commits become valid in order. At most 8 wait apart: one more joins the last if that is on the same timeline, and
+  /// becomes valid with it; else it is kExhausted. kOutOfRange beyond the known tokens, or the reserved ones if the cache
+  /// fills slots in place, and for a timeline of kMaxTimelines or more.
   Status commit(std::uint32_t n, Point after = kNow, bool on_grid = false) noexcept {
     if (!live()) return stale();
     cache_->op(FlightOp::kCommit);

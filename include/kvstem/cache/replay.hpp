@@ -10,8 +10,7 @@
 //   options.mode = IndexMode::kNothing;
 //   options.flight_log = into(again);
 //   auto cache = *Cache::create(options);
-//   Status status = replay(log, *cache);
-//   assert(again == log);
+//   if (!replay(log, *cache).ok() || again != log) return another_decision();
 //
 // Not for measuring speed (comparisons cost nothing here), nor for a log of another version.
 #pragma once

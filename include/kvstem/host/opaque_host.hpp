@@ -2,8 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A ready-made way to live in an engine whose state only its own calls can move (llama.cpp through its public API):
-// cache, host-memory tier and residents joined. The engine lends four functions: export a range of a sequence as bytes,
-// import such bytes, share a range with another sequence, drop a range. For an engine with a paged pool of its own use
+// cache, host-memory tier and residents joined. The engine lends four functions that move state (export a range of a
+// sequence as bytes, import such bytes, share a range with another sequence, drop a range) and three that describe it;
+// testing/digest_engine.hpp is a whole one. For an engine with a paged pool of its own use
 // the Cache directly.
 //
 // What is reused, in this order: a RESIDENT (a sequence kept inside the engine; shared token by token, no copy), then
@@ -12,7 +13,8 @@
 //
 // Residents cost every decode step, so they have a budget of tokens, and a sequence becomes one on its second use: when
 // it reused something itself. Committed blocks are exported between decodes, by `work`, at most `step_bytes` at a time;
-// a sequence whose request ended is kept until its blocks are out.
+// a sequence whose request ended is kept until its blocks are out (and is shared meanwhile, as a resident is). So call
+// `work` once in every step, and when idle until it returns 0: `begin` needs a sequence that is not waiting.
 //
 // Guarantees: a damaged or refused import is a miss from that block on. Nothing runs but inside your calls, on your
 // thread. Nothing allocates after `create` (but open_scope).
@@ -21,13 +23,18 @@
 //   auto host = *OpaqueHost<MyEngine>::create(engine, {.host_bytes = 512 << 20, .requests = 4});
 //   ScopeId scope = *host->open_scope(engine.scope());
 //   auto a = host->begin({.prompt = {.scope = scope, .tokens = tokens}});
-//   for (std::uint32_t at = a->reused_tokens; at < tokens.size(); at += n) {
+//   if (!a.ok()) return later(a.status());
+//   for (std::uint32_t at = a->reused_tokens, n; at < tokens.size(); at += n) {
 //     n = engine.prefill(a->sequence, tokens, at);
 //     (void)host->computed(a->request, n, false);
 //     host->work();
 //   }
-//   (void)host->append(a->request, decoded);      // state of decoded tokens, as they enter the sequence
+//   while (const auto token = engine.decode(a->sequence)) {
+//     (void)host->append(a->request, {&*token, 1});            // its state is now in the sequence
+//     host->work();
+//   }
 //   (void)host->end(a->request);
+//   while (idle() && host->work() > 0) {}
 #pragma once
 
 #include <algorithm>
@@ -62,7 +69,7 @@ struct EngineCapacity {
 template <class E>
 concept OpaqueEngine = requires(E engine, const E view, SequenceId sequence, GroupId group, TokenRange range,
                                 std::span<std::byte> out, std::span<const std::byte> in) {
-  /// Bytes of an export of `range`; the same for every range of that length.
+  /// Bytes of an export of `range`; the same for every range of that length. Ranges are blocks, and parts of one.
   { view.range_bytes(group, range) } -> std::same_as<std::size_t>;
   /// Copies the state of `range` to `out` (exactly range_bytes).
   { engine.export_range(sequence, group, range, out) } -> std::same_as<Status>;
@@ -70,7 +77,8 @@ concept OpaqueEngine = requires(E engine, const E view, SequenceId sequence, Gro
   { engine.import_range(sequence, group, range, in) } -> std::same_as<Status>;
   /// Appends a range of the first sequence to the second, which ends where it begins. No state is copied.
   { engine.share_range(sequence, sequence, range) } -> std::same_as<Status>;
-  /// Removes the tail from range.begin on (range.end is kToEnd). From 0 on it must not fail.
+  /// Removes the tail from range.begin on (range.end is kToEnd); nothing, if the sequence ends before it. From 0 on it must
+  /// not fail.
   { engine.drop_range(sequence, range) } -> std::same_as<Status>;
   /// Fingerprint of the representation: whatever must be equal for exported bytes to mean the same, build included.
   { view.describe() } -> std::convertible_to<std::string>;
@@ -101,7 +109,7 @@ struct OpaqueRequest {
   bool publish = true;  // false: leave nothing behind
 };
 
-/// A request between begin and end.
+/// A request between begin and end. It must be ended or aborted; nothing else gives its place back.
 struct OpaqueRequestId {
   std::uint32_t index = 0, generation = 0;
 };

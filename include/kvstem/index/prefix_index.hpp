@@ -25,11 +25,12 @@
 // and 26 to 51 in the head table. Erased memory is used again once no reader that began before is still reading.
 //
 //   auto index = PrefixIndex::create({.block_tokens = 16, .capacity_blocks = 1 << 20});
-//   RootId root = *(*index)->add_root(*hasher.root(scope));
-//   TokenSource source(hasher, 16, prompt, roots);
+//   BlockKey root_key = *hasher.root(scope);
+//   RootId root = *(*index)->add_root(root_key);
+//   TokenSource source(hasher, 16, prompt, RootKeys(&root_key, 1));
 //   Match match = (*index)->match(root, source);               // how much of the prompt is present
-//   auto added = (*index)->extend(match.place, source, source.blocks());
-//   (*index)->set_ready_through(added->place);                 // its state is computed
+//   Extended added = (*index)->extend(match.place, source, source.blocks());
+//   (*index)->set_ready_through(added.place);                  // its state is computed
 #pragma once
 
 #include <algorithm>

@@ -10,8 +10,7 @@
 // New tiers run the suite in testing/tier_contract.hpp.
 //
 //   std::span<std::byte> room = *tier.stage(slot);
-//   engine.export_range(sequence, 0, range, room.first(n));
-//   Status s = tier.seal(slot, key, n);
+//   if (engine.export_range(sequence, 0, range, room.first(n)).ok()) (void)tier.seal(slot, key, n);
 //   Result<std::span<const std::byte>> bytes = tier.read(slot, key);
 #pragma once
 
