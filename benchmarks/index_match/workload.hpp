@@ -58,7 +58,9 @@ class World {
     for (std::uint32_t s = 0; s < kSessions; ++s) write_prompt(s, session(s, kBlocks));
 
     const std::size_t resident_before = resident_bytes();
-    auto created = PrefixIndex::create({.block_tokens = kBlockTokens, .capacity_blocks = 1u << 20});
+    auto created =
+        PrefixIndex::create({.block_tokens = kBlockTokens,
+                             .capacity_blocks = 17u << 16});  // and some for what fragmentation leaves unused
     if (!created.ok()) fail(created.status().message());
     index = std::move(*created);
     root = *index->add_root(root_key_);
