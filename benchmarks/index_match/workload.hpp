@@ -60,7 +60,7 @@ class World {
     const std::size_t resident_before = resident_bytes();
     auto created =
         PrefixIndex::create({.block_tokens = kBlockTokens,
-                             .capacity_blocks = 17u << 16});  // and some for what fragmentation leaves unused
+                             .capacity_blocks = 17u << 16});  // some for what fragmentation leaves unused
     if (!created.ok()) fail(created.status().message());
     index = std::move(*created);
     root = *index->add_root(root_key_);
