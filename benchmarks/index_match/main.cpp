@@ -355,6 +355,8 @@ class Company {
         ++missed;
     }
     if (missed * 100 > kMatches) fail("a reader beside a writer lost what was there");
+    if (missed > 0)
+      std::printf("  %d of %d matches were hidden by the writer and left out\n", missed, kMatches);
     return total / (kMatches - missed);
   }
 

@@ -22,8 +22,8 @@
 //
 // Threads: one engine thread for everything, except `probe` (any thread with a Reader). A Lease belongs to the engine's
 // thread. The cache must outlive its leases and readers.
-// Cost: acquire is a match (see prefix_index.hpp) plus hashing of what is new; all else O(what is named). Nothing
-// allocates, locks, blocks or throws after `create`, except `open_scope`, which allocates.
+// Cost: acquire is a match (see prefix_index.hpp) plus hashing of what is new; all else O(what is named), but a `reserve` of
+// several blocks that must evict looks at the paths of all leases first. Nothing allocates, locks, blocks or throws after `create`, except `open_scope`, which allocates.
 //
 //   auto cache = *Cache::create({.block_tokens = 16, .slots = 4096});
 //   ScopeId scope = *cache->open_scope({.model = "sha256:...", .vocab_size = 49152});
