@@ -87,11 +87,21 @@ _llama_stamp() {
   grep -m 1 '^flags' /proc/cpuinfo | sha256sum
 }
 
+# g++ 12 tells its optimiser that loading the AMX tile configuration reads 8 bytes of 64, so llama.cpp's crashes on CPUs
+# that have it.
+_llama_flags() {
+  if "${CXX:-c++}" -mno-amx-tile -fsyntax-only -x c++ /dev/null 2>/dev/null; then
+    echo "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+  fi
+}
+
 llama_build() {
-  local launcher=() source="$llama_work/source" stamp
+  local launcher=() source="$llama_work/source" stamp flags
+  flags="$(_llama_flags)"
   local options=(-DCMAKE_BUILD_TYPE=Release -DCMAKE_POSITION_INDEPENDENT_CODE=ON -DBUILD_SHARED_LIBS=OFF
     -DGGML_NATIVE=ON -DGGML_OPENMP=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF
-    -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF)
+    -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF
+    "-DCMAKE_C_FLAGS=$flags" "-DCMAKE_CXX_FLAGS=$flags")
   stamp="$(_llama_stamp "${options[@]}")"
   [ -f "$llama_install/stamp" ] && [ "$(cat "$llama_install/stamp")" = "$stamp" ] && return 0
   llama_fetch || return 1
