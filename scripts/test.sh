@@ -95,7 +95,7 @@ test_targets() {
 }
 
 mkdir -p build
-need_packages "${build_packages[@]}" catch2 libbenchmark-dev
+need_packages "${build_packages[@]}" "${cli_packages[@]}" catch2 libbenchmark-dev
 if $fast; then
   check "format" scripts/format.sh --check
   if build dev; then run_tests dev -LE 'long|install'; fi

@@ -21,6 +21,8 @@ step() {
 
 # What every script needs to build the library.
 build_packages=(build-essential ccache cmake libssl-dev libxxhash-dev ninja-build pkg-config python3 python3-venv)
+# What the program kvstem and its tests need besides.
+cli_packages=(libcli11-dev libzstd-dev nlohmann-json3-dev zlib1g-dev zstd)
 
 need_packages() {
   local package missing=()

@@ -275,6 +275,18 @@ TEST_CASE("a keyed cache takes keys and nothing else") {
   REQUIRE(second.ok());
   CHECK(second->matched_tokens() == 8);
   CHECK(second->known_tokens() == 12);
+  // What lies behind the keys is the part that is always computed, so all of them can be found.
+  auto third = host.cache->acquire({.scope = host.scope, .keys = keys, .tail_tokens = 3});
+  REQUIRE(third.ok());
+  CHECK(third->matched_tokens() == 12);
+  CHECK(third->known_tokens() == 15);
+  CHECK(third->abort().ok());
+  CHECK(host.cache->acquire({.scope = host.scope, .keys = keys, .tail_tokens = 5}).status().code() ==
+        StatusCode::kInvalidArgument);
+  Host<> by_tokens(small());
+  CHECK(by_tokens.cache->acquire({.scope = by_tokens.scope, .tokens = prompt, .tail_tokens = 1})
+            .status()
+            .code() == StatusCode::kInvalidArgument);
 }
 
 TEST_CASE("a step that ends on no timeline, on another, or before the one before is refused") {

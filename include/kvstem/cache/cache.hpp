@@ -369,7 +369,7 @@ class BasicCache {
   [[nodiscard]] bool in_place() const noexcept { return options_.fill == SlotFill::kInPlace; }
   [[nodiscard]] std::uint32_t token_count(const Prompt& prompt) const noexcept {
     return static_cast<std::uint32_t>(options_.mode == IndexMode::kKeys
-                                          ? prompt.keys.size() * options_.block_tokens
+                                          ? prompt.keys.size() * options_.block_tokens + prompt.tail_tokens
                                           : prompt.tokens.size());
   }
   [[nodiscard]] bool reached(Point p) const noexcept { return p.value <= reached_[p.timeline]; }
@@ -409,11 +409,13 @@ class BasicCache {
     if (options_.mode == IndexMode::kKeys) {
       if (!prompt.tokens.empty() || !prompt.extras.empty() || !prompt.changes.empty())
         return {StatusCode::kInvalidArgument, "a keyed cache takes Prompt::keys and nothing else"};
-      if (prompt.keys.size() > 0x7fffffffu / options_.block_tokens)
+      if (prompt.tail_tokens > options_.block_tokens)
+        return {StatusCode::kInvalidArgument, "Prompt::tail_tokens must be at most a block"};
+      if (prompt.keys.size() >= 0x7fffffffu / options_.block_tokens)
         return {StatusCode::kOutOfRange, "a prompt has at most 2^31-1 tokens"};
       return {};
     }
-    if (!prompt.keys.empty())
+    if (!prompt.keys.empty() || prompt.tail_tokens != 0)
       return {StatusCode::kInvalidArgument, "this cache compares tokens: give Prompt::tokens, not keys"};
     return validate(prompt, options_.block_tokens);
   }

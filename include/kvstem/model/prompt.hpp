@@ -44,6 +44,8 @@ struct Prompt {
   std::span<const ScopeChange> changes{};  // strictly ascending positions, each inside `tokens`
   /// Keyed caches only: the keys of the prompt's whole blocks, computed by the caller (`tokens` is then empty).
   std::span<const BlockKey> keys{};
+  /// Keyed caches only: tokens behind the last of `keys`, at most a block. They count as missed, and are never kept.
+  std::uint32_t tail_tokens = 0;
 };
 
 /// Checks positions and order. Token ids are checked where they are stored, so that a match does not pay for it.

@@ -1,0 +1,25 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A capacity as a user writes it: 4096 (blocks), 5% (of the distinct whole blocks), 16GiB (needs the bytes of a token).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace kvstem::cli {
+
+struct Capacity {
+  enum class Unit : std::uint8_t { kBlocks, kPercent, kBytes };
+  std::string text;
+  double value = 0;
+  Unit unit = Unit::kBlocks;
+
+  /// Throws InputError for what is none, and for 0.
+  static Capacity parse(const std::string& text);
+  /// Throws InputError where that is less than one block, or bytes without `bytes_per_token`.
+  [[nodiscard]] std::uint64_t blocks(std::uint32_t distinct_blocks, std::uint32_t block_tokens,
+                                     double bytes_per_token) const;
+};
+
+}  // namespace kvstem::cli

@@ -1,0 +1,268 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "capacity.hpp"
+#include "commands.hpp"
+#include "optimum.hpp"
+#include "output.hpp"
+#include "replay.hpp"
+#include "trace.hpp"
+
+namespace kvstem::cli {
+namespace {
+
+struct Options {
+  std::vector<std::string> traces;
+  std::vector<std::string> policies{"lru"};
+  std::vector<std::string> capacities{"1%", "2%", "5%", "10%", "20%", "50%"};
+  std::vector<double> pin_seconds;
+  std::uint32_t trace_block_tokens = 0;
+  double bytes_per_token = 0, from = 0, to = 1, warm_up = 0;
+  std::string json, per_request;
+};
+
+/// What one trace gives.
+struct Row {
+  const ReplayPolicy* policy;
+  Capacity capacity;
+  std::uint64_t capacity_blocks;
+  ReplayResult result;
+  double optimum, optimum_whole_paths, gap_closed, ns_over_lru;
+};
+
+const ReplayPolicy& policy_named(const std::string& name) {
+  std::string known;
+  for (const ReplayPolicy& policy : replay_policies()) {
+    if (policy.name == name) return policy;
+    known += (known.empty() ? "" : ", ") + std::string(policy.name);
+  }
+  throw InputError("--policy " + name + ": is none that I know; there are " + known);
+}
+
+TracePart part_of(const Trace& trace, const Options& options) {
+  const auto at = [&](double fraction) {
+    return static_cast<std::size_t>(std::llround(fraction * static_cast<double>(trace.requests.size())));
+  };
+  TracePart part{at(options.from), 0, at(options.to)};
+  part.counted = part.begin + static_cast<std::size_t>(
+                                  std::llround(options.warm_up * static_cast<double>(part.end - part.begin)));
+  if (part.counted >= part.end)
+    throw InputError(trace.name + ": --from, --to and --warm-up leave no request to count");
+  return part;
+}
+
+/// Tokens found by the counted requests.
+std::uint64_t hit_tokens(const Trace& trace, const TracePart& part, const std::vector<std::uint32_t>& found) {
+  std::uint64_t tokens = 0;
+  for (std::size_t i = part.counted; i < part.end; ++i)
+    tokens += std::uint64_t{found[i - part.begin]} * trace.block_tokens;
+  return tokens;
+}
+
+/// Nobody must find more than the optimum; that would be a mistake in one of them.
+bool plausible(const Row& row) { return row.result.hit_rate() <= row.optimum + 1e-12; }
+
+std::string percent_of_gap(const Row& row) {
+  char text[32] = "-";
+  if (std::isfinite(row.gap_closed)) std::snprintf(text, sizeof text, "%.0f %%", 100 * row.gap_closed);
+  return text;
+}
+
+void print(const Row& row) {
+  std::string capacity = std::to_string(row.capacity_blocks);
+  if (row.capacity.text != capacity) capacity += " (" + row.capacity.text + ")";
+  std::printf("%-9s %20s  %8.4f  %7.4f  %10.4f  %10s  %10llu  %+8.1f\n",
+              std::string(row.policy->name).c_str(), capacity.c_str(), row.result.hit_rate(), row.optimum,
+              row.optimum_whole_paths, percent_of_gap(row).c_str(),
+              static_cast<unsigned long long>(row.result.evicted_blocks), row.ns_over_lru);
+}
+
+nlohmann::ordered_json to_json(const Row& row, const Trace& trace, double ceiling) {
+  const auto number = [](double value) {
+    return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
+  };
+  return {{"trace", trace.name},
+          {"policy", row.policy->name},
+          {"capacity", row.capacity.text},
+          {"capacity_blocks", row.capacity_blocks},
+          {"block_tokens", trace.block_tokens},
+          {"hints", "none"},
+          {"requests", row.result.requests},
+          {"short_requests", row.result.short_requests},
+          {"input_tokens", row.result.input_tokens},
+          {"hit_tokens", row.result.hit_tokens},
+          {"hit_rate", row.result.hit_rate()},
+          {"optimum_hit_rate", row.optimum},
+          {"optimum_whole_paths_hit_rate", row.optimum_whole_paths},
+          {"endless_hit_rate", ceiling},
+          {"gap_closed", number(row.gap_closed)},
+          {"touched_blocks", row.result.touched_blocks},
+          {"evicted_blocks", row.result.evicted_blocks},
+          {"seconds", row.result.seconds},
+          {"ns_per_block", row.result.ns_per_block()},
+          {"ns_per_block_over_lru", row.ns_over_lru}};
+}
+
+int run(const Options& options) {
+  std::vector<const ReplayPolicy*> policies(options.policies.size());
+  std::ranges::transform(options.policies, policies.begin(),
+                         [](const std::string& name) { return &policy_named(name); });
+  std::vector<Capacity> capacities(options.capacities.size());
+  std::ranges::transform(options.capacities, capacities.begin(), &Capacity::parse);
+  if (!(options.from >= 0 && options.from < options.to && options.to <= 1))
+    throw InputError("--from and --to are fractions, 0 <= from < to <= 1");
+  if (!(options.warm_up >= 0 && options.warm_up < 1))
+    throw InputError("--warm-up is a fraction, 0 or more and less than 1");
+  ReplaySetup setup;
+  if (!options.pin_seconds.empty()) {
+    if (options.pin_seconds.size() != 2 || !(options.pin_seconds[0] >= 0) || !(options.pin_seconds[1] >= 0))
+      throw InputError("--pin-seconds takes BASE,PER_TOKEN, neither of them negative");
+    setup.pin_seconds = options.pin_seconds[0];
+    setup.pin_seconds_per_output_token = options.pin_seconds[1];
+  }
+  if (!options.per_request.empty() && policies.size() * capacities.size() * options.traces.size() != 1)
+    throw InputError("--per-request takes one trace, one --policy and one --capacity");
+  std::optional<OutputFile> per_request, json;
+  if (!options.per_request.empty()) per_request.emplace(options.per_request);
+  if (!options.json.empty()) json.emplace(options.json);
+
+  nlohmann::ordered_json report{{"checks", nlohmann::ordered_json::array()},
+                                {"results", nlohmann::ordered_json::array()}};
+  bool all_plausible = true;
+  for (const std::string& path : options.traces) {
+    const Trace trace = read_trace(
+        path, options.trace_block_tokens == 0 ? std::nullopt : std::optional(options.trace_block_tokens));
+    const TracePart part = part_of(trace, options);
+    const std::uint32_t distinct = distinct_blocks(trace, part);
+    if (distinct == 0)
+      throw InputError(path + ": no prompt has a whole block of " + std::to_string(trace.block_tokens) +
+                       " tokens, so nothing can be cached");
+    const NextUses uses(trace, part);
+    std::uint64_t input_tokens = 0;
+    for (std::size_t i = part.counted; i < part.end; ++i) input_tokens += trace.requests[i].input_tokens;
+    const auto rate = [&](const std::vector<std::uint32_t>& found) {
+      return input_tokens == 0
+                 ? 0
+                 : static_cast<double>(hit_tokens(trace, part, found)) / static_cast<double>(input_tokens);
+    };
+    const double ceiling = rate(optimum(uses, distinct));
+    std::printf(
+        "%s%s: %zu requests, %llu input tokens, %u distinct blocks of %u tokens; an endless cache finds "
+        "%.4f of the tokens\n\n%-9s %20s  %8s  %7s  %10s  %10s  %10s  %8s\n",
+        &path == options.traces.data() ? "" : "\n", path.c_str(), part.end - part.counted,
+        static_cast<unsigned long long>(input_tokens), distinct, trace.block_tokens, ceiling, "policy",
+        "capacity in blocks", "hit rate", "optimum", "whole path", "gap closed", "evicted", "ns/block");
+    for (const Capacity& capacity : capacities) {
+      const std::uint64_t blocks = capacity.blocks(distinct, trace.block_tokens, options.bytes_per_token);
+      setup.capacity_blocks = blocks;
+      const double best = rate(optimum(uses, blocks)), best_whole = rate(optimum_whole_paths(uses, blocks));
+      const auto replay = [&](const ReplayPolicy& policy) {
+        Progress progress(std::string(policy.name) + ", " + capacity.text);
+        return policy.replay(trace, part, setup, progress);
+      };
+      const ReplayPolicy& reference = replay_policies().front();
+      if (per_request)
+        setup.on_request = [&](std::size_t i, std::uint32_t matched) {
+          per_request->stream() << "{\"request\": " << i
+                                << ", \"input_tokens\": " << trace.requests[i].input_tokens
+                                << ", \"matched_tokens\": " << std::uint64_t{matched} * trace.block_tokens
+                                << "}\n";
+        };
+      std::optional<ReplayResult> lru;
+      if (policies.size() > 1 || policies[0] != &reference) {
+        const auto on_request = std::exchange(setup.on_request, {});
+        lru = replay(reference);
+        setup.on_request = on_request;
+      }
+      for (const ReplayPolicy* policy : policies) {
+        const ReplayResult result = policy == &reference && lru ? *lru : replay(*policy);
+        if (!lru) lru = result;
+        const double gap = best - lru->hit_rate();
+        const Row row{policy,
+                      capacity,
+                      blocks,
+                      result,
+                      best,
+                      best_whole,
+                      gap > 0 ? (result.hit_rate() - lru->hit_rate()) / gap : std::nan(""),
+                      result.ns_per_block() - lru->ns_per_block()};
+        print(row);
+        report["results"].push_back(to_json(row, trace, ceiling));
+        report["checks"].push_back({{"name", std::string(policy->name) + " at " + std::to_string(blocks) +
+                                                 " blocks finds no more than the optimum"},
+                                    {"value", result.hit_rate()},
+                                    {"unit", "hit rate"},
+                                    {"bar", "<= " + std::to_string(best)},
+                                    {"ok", plausible(row)}});
+        all_plausible = all_plausible && plausible(row);
+      }
+    }
+  }
+  std::printf(
+      "\nOptimum: no cache of that size finds more; it may refuse blocks. Whole path: the same where a "
+      "request's\n"
+      "blocks must all be cached, a greedy reference. Gap closed: of the way from lru to the optimum. "
+      "ns/block:\n"
+      "time for each block touched, beyond lru. The replay is open: a loaded system finds less.\n");
+  if (per_request) per_request->commit();
+  if (json) {
+    json->stream() << report.dump(1) << '\n';
+    json->commit();
+  }
+  if (!all_plausible)
+    std::fprintf(stderr, "kvstem: a policy found more than the optimum: a bug, please report it\n");
+  return all_plausible ? 0 : 1;
+}
+
+}  // namespace
+
+Command add_replay(CLI::App& app) {
+  const auto options = std::make_shared<Options>();
+  Options& o = *options;
+  app.add_option("TRACE", o.traces, "Mooncake JSON lines, plain, gzip or zstd; - is standard input")
+      ->required()
+      ->option_text("TRACE...");
+  app.add_option("--policy", o.policies, "Eviction policies, separated by commas: lru")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  app.add_option("--capacity", o.capacities,
+                 "Cache sizes, separated by commas: blocks (4096), percent of the distinct whole blocks "
+                 "(5%), or bytes "
+                 "(16GiB)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  app.add_option("--bytes-per-token", o.bytes_per_token,
+                 "State of one token, in bytes; for capacities in bytes")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--trace-block-tokens", o.trace_block_tokens,
+                 "Tokens for each hash id, 1 to 1024; else found from the lengths")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--from", o.from, "Where the replay begins, as a fraction of the requests")
+      ->capture_default_str();
+  app.add_option("--to", o.to, "Where it ends, as a fraction of the requests")->capture_default_str();
+  app.add_option("--warm-up", o.warm_up, "Fraction of the replayed requests that only fill the cache")
+      ->capture_default_str();
+  app.add_option(
+         "--pin-seconds", o.pin_seconds,
+         "BASE,PER_TOKEN: a request holds its blocks for BASE seconds and PER_TOKEN for each output token; "
+         "else it is over at once")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  app.add_option("--per-request", o.per_request,
+                 "Write input and matched tokens of each request to this file, as JSON lines");
+  app.add_option("--json", o.json, "Write the results to this file, as JSON");
+  return [options] { return run(*options); };
+}
+
+}  // namespace kvstem::cli

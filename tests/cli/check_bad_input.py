@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+# SPDX-FileCopyrightText: 2026 The kvstem authors
+# SPDX-License-Identifier: Apache-2.0
+"""check_bad_input.py KVSTEM: what is wrong with the input is said in one line, with status 2, and nothing is written."""
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+kvstem = sys.argv[1]
+wrong = []
+
+
+def line(**changes):
+    fields = {"timestamp": 0, "input_length": 1024, "output_length": 5, "hash_ids": [1, 2]} | changes
+    return json.dumps({k: v for k, v in fields.items() if v is not None})
+
+
+def run(arguments, stdin=b""):
+    return subprocess.run([kvstem, *arguments], input=stdin, capture_output=True, timeout=60)
+
+
+def refused(what, says, content, arguments=(), trace="trace"):
+    """`says`: what the message must hold. `content`: bytes of the trace, or None for no file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, trace)
+        if content is not None:
+            with open(path, "wb") as file:
+                file.write(content)
+        outputs = ["--json", os.path.join(folder, "out.json")]
+        result = run(["replay", path, *outputs, *arguments])
+        message = result.stderr.decode()
+        left = sorted(set(os.listdir(folder)) - {trace})
+        if result.returncode != 2 or message.count("\n") != 1 or says not in message or left:
+            wrong.append(f"{what}: status {result.returncode}, left {left}, said {message!r}, expected {says!r}")
+
+
+good = (line() + "\n").encode()
+refused("a truncated line", "line 2: is no JSON", good + line()[:40].encode())
+refused("text", "line 1: is no JSON", b"hello\n")
+refused("an array", "line 1: is an array", b"[1, 2]\n")
+refused("a number", "line 1: is a number", b"17\n")
+refused("a negative length", "line 2: input_length is negative", good + line(input_length=-5).encode())
+refused("a negative output length", "line 1: output_length is negative", line(output_length=-1).encode())
+refused("a negative id", "line 1: hash_ids is negative", line(hash_ids=[1, -2]).encode())
+refused("a huge length", "line 1: input_length is more than 2^30", line(input_length=2**40).encode())
+refused("an absurd length", "line 1: input_length", line(input_length=2**70).encode())
+refused("a fraction", "line 1: input_length is a number with a fraction", line(input_length=10.5).encode())
+refused("a length that is text", "line 1: input_length is a string", line(input_length="10").encode())
+refused("an id that is text", "line 1: hash_ids holds a string", line(hash_ids=["a"]).encode())
+refused("ids that are no list", "line 1: hash_ids is a number", line(hash_ids=5).encode())
+refused("a field that is null", "line 1: hash_ids is null", (line()[:-1].replace("[1, 2]", "null") + "}").encode())
+for field in ("timestamp", "input_length", "output_length", "hash_ids"):
+    refused(f"no {field}", f"line 2: {field} is missing", good + line(**{field: None}).encode())
+refused("more ids than the length allows", "line 2: 3 hash_ids for 1000 tokens", good + line(input_length=1000, hash_ids=[1, 2, 3]).encode())
+refused("fewer ids than whole blocks", "line 2: 1 hash_ids for 4000 tokens", good + line(input_length=4000, hash_ids=[1]).encode())
+refused("more ids than tokens", "line 1: 3 hash_ids for 2 tokens", line(input_length=2, hash_ids=[1, 2, 3]).encode())
+refused("more ids than a given block size allows", "line 1: 2 hash_ids for 1024 tokens", good, ["--trace-block-tokens", "1024"])
+refused("ids without tokens", "line 1: hash_ids without tokens", line(input_length=0).encode())
+refused("time running backwards", "line 2: time runs backwards", (line(timestamp=7) + "\n" + line(timestamp=6)).encode())
+refused("an empty file", "holds no request", b"")
+refused("blank lines only", "holds no request", b"\n \n")
+refused("no whole block", "nothing can be cached", line(input_length=10, hash_ids=[1]).encode(), ["--trace-block-tokens", "512"])
+refused("a missing file", "No such file", None)
+refused("a folder", "is a folder", good, [tempfile.gettempdir(), "--capacity", "1"])
+refused("capacity 0", "must be more than 0", good, ["--capacity", "0"])
+refused("a negative capacity", "must be more than 0", good, ["--capacity=-5"])
+refused("a capacity that is none", "is no number", good, ["--capacity", "much"])
+refused("bytes of unknown tokens", "need --bytes-per-token", good, ["--capacity", "1GiB"])
+refused("less than a block", "is less than one block", good, ["--capacity", "1%"])
+refused("an unknown policy", "there are lru", good, ["--policy", "clock"])
+refused("an unknown option", "--frobnicate", good, ["--frobnicate"])
+refused("a part that is empty", "leave no request", good, ["--capacity", "1", "--from", "0.9", "--to", "0.95"])
+refused("a part that is backwards", "--from and --to", good, ["--from", "0.9", "--to", "0.1"])
+refused("a negative pin", "--pin-seconds", good, ["--pin-seconds=-1,0"])
+refused("half a pin", "--pin-seconds", good, ["--pin-seconds", "1"])
+refused("several replays in one --per-request", "--per-request takes one", good, ["--per-request", "/dev/null"])
+refused("a place that cannot be written", "cannot be written", good, ["--capacity", "1", "--per-request", "/nowhere/file"])
+refused("a cut gzip file", "ends early", gzip.compress(good * 1000)[:-30])
+refused("a gzip file with wrong bytes", "the gzip data is damaged", gzip.compress(good)[:10] + b"\xff" * 4000)
+refused("a cut zstd file", "ends early", b"\x28\xb5\x2f\xfd\x04")
+
+refused("a zstd file with wrong bytes", "the zstd data is damaged", b"\x28\xb5\x2f\xfd" + b"\xff" * 40)
+
+for arguments in ([], ["frobnicate"], ["replay"]):
+    result = run(arguments)
+    if result.returncode != 2 or result.stderr.count(b"\n") != 1:
+        wrong.append(f"kvstem {arguments}: status {result.returncode}, said {result.stderr!r}")
+for arguments in (["--help"], ["replay", "--help"], ["--version"]):
+    result = run(arguments)
+    if result.returncode != 0 or not result.stdout or result.stderr:
+        wrong.append(f"kvstem {arguments}: status {result.returncode}, said {result.stderr!r}")
+
+# What is right: standard input, every compression, and no progress in a pipe.
+expected = None
+for name, content in (("plain", good * 50), ("gzip", gzip.compress(good * 20) + gzip.compress(good * 30)),
+                      ("zstd", subprocess.run(["zstd", "-c"], input=good * 50, capture_output=True, check=True).stdout)):
+    result = run(["replay", "-", "--capacity", "1,2"], content)
+    text = result.stdout.replace(b"standard input", b"")
+    rows = [row.rsplit(None, 1)[0] for row in text.splitlines() if row.startswith(b"lru")]
+    if result.returncode != 0 or result.stderr or len(rows) != 2 or (expected or rows) != rows:
+        wrong.append(f"{name}: status {result.returncode}, printed {result.stdout!r}, said {result.stderr!r}")
+    expected = rows
+
+for text in wrong:
+    print(text)
+sys.exit(bool(wrong))
