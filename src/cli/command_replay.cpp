@@ -7,7 +7,6 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "capacity.hpp"
@@ -86,7 +85,7 @@ void print(const Row& row) {
               static_cast<unsigned long long>(row.result.evicted_blocks), row.ns_over_lru);
 }
 
-nlohmann::ordered_json to_json(const Row& row, const Trace& trace, double ceiling) {
+nlohmann::ordered_json to_json(const Row& row, const Trace& trace, double infinite) {
   const auto number = [](double value) {
     return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
   };
@@ -103,7 +102,7 @@ nlohmann::ordered_json to_json(const Row& row, const Trace& trace, double ceilin
           {"hit_rate", row.result.hit_rate()},
           {"optimum_hit_rate", row.optimum},
           {"optimum_whole_paths_hit_rate", row.optimum_whole_paths},
-          {"endless_hit_rate", ceiling},
+          {"infinite_cache_hit_rate", infinite},
           {"gap_closed", number(row.gap_closed)},
           {"touched_blocks", row.result.touched_blocks},
           {"evicted_blocks", row.result.evicted_blocks},
@@ -154,49 +153,44 @@ int run(const Options& options) {
                  ? 0
                  : static_cast<double>(hit_tokens(trace, part, found)) / static_cast<double>(input_tokens);
     };
-    const double ceiling = rate(optimum(uses, distinct));
+    const double infinite = rate(optimum(uses, distinct));
     std::printf(
-        "%s%s: %zu requests, %llu input tokens, %u distinct blocks of %u tokens; an endless cache finds "
+        "%s%s: %zu requests, %llu input tokens, %u distinct blocks of %u tokens; an infinite cache finds "
         "%.4f of the tokens\n\n%-9s %20s  %8s  %7s  %10s  %10s  %10s  %8s\n",
         &path == options.traces.data() ? "" : "\n", path.c_str(), part.end - part.counted,
-        static_cast<unsigned long long>(input_tokens), distinct, trace.block_tokens, ceiling, "policy",
+        static_cast<unsigned long long>(input_tokens), distinct, trace.block_tokens, infinite, "policy",
         "capacity in blocks", "hit rate", "optimum", "whole path", "gap closed", "evicted", "ns/block");
     for (const Capacity& capacity : capacities) {
       const std::uint64_t blocks = capacity.blocks(distinct, trace.block_tokens, options.bytes_per_token);
       setup.capacity_blocks = blocks;
       const double best = rate(optimum(uses, blocks)), best_whole = rate(optimum_whole_paths(uses, blocks));
       const auto replay = [&](const ReplayPolicy& policy) {
+        setup.on_request = {};
+        if (per_request && &policy == policies[0])
+          setup.on_request = [&](std::size_t i, std::uint32_t matched) {
+            per_request->stream() << "{\"request\": " << i
+                                  << ", \"input_tokens\": " << trace.requests[i].input_tokens
+                                  << ", \"matched_tokens\": " << std::uint64_t{matched} * trace.block_tokens
+                                  << "}\n";
+          };
         Progress progress(std::string(policy.name) + ", " + capacity.text);
         return policy.replay(trace, part, setup, progress);
       };
       const ReplayPolicy& reference = replay_policies().front();
-      if (per_request)
-        setup.on_request = [&](std::size_t i, std::uint32_t matched) {
-          per_request->stream() << "{\"request\": " << i
-                                << ", \"input_tokens\": " << trace.requests[i].input_tokens
-                                << ", \"matched_tokens\": " << std::uint64_t{matched} * trace.block_tokens
-                                << "}\n";
-        };
-      std::optional<ReplayResult> lru;
-      if (policies.size() > 1 || policies[0] != &reference) {
-        const auto on_request = std::exchange(setup.on_request, {});
-        lru = replay(reference);
-        setup.on_request = on_request;
-      }
+      const ReplayResult lru = replay(reference);
       for (const ReplayPolicy* policy : policies) {
-        const ReplayResult result = policy == &reference && lru ? *lru : replay(*policy);
-        if (!lru) lru = result;
-        const double gap = best - lru->hit_rate();
+        const ReplayResult result = policy == &reference ? lru : replay(*policy);
+        const double gap = best - lru.hit_rate();
         const Row row{policy,
                       capacity,
                       blocks,
                       result,
                       best,
                       best_whole,
-                      gap > 0 ? (result.hit_rate() - lru->hit_rate()) / gap : std::nan(""),
-                      result.ns_per_block() - lru->ns_per_block()};
+                      gap > 0 ? (result.hit_rate() - lru.hit_rate()) / gap : std::nan(""),
+                      result.ns_per_block() - lru.ns_per_block()};
         print(row);
-        report["results"].push_back(to_json(row, trace, ceiling));
+        report["results"].push_back(to_json(row, trace, infinite));
         report["checks"].push_back({{"name", std::string(policy->name) + " at " + std::to_string(blocks) +
                                                  " blocks finds no more than the optimum"},
                                     {"value", result.hit_rate()},

@@ -52,8 +52,8 @@ class LineReader {
   std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
   std::unique_ptr<Decoder> decoder_;
   std::string raw_, text_;
-  std::size_t begin_ = 0,
-              searched_ = 0;  // of text_: where the next line begins, and where no line end was found yet
+  std::size_t begin_ = 0;     // of text_: where the next line begins
+  std::size_t searched_ = 0;  // before this there is no line end
   std::uint64_t line_number_ = 0, bytes_read_ = 0, bytes_ = 0;
 };
 

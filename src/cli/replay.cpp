@@ -101,7 +101,7 @@ ReplayResult replay_with(const Trace& trace, const TracePart& part, const Replay
         std::max(1u, std::min(request.input_tokens - request.blocks * block_tokens, block_tokens));
     Lease lease = must(cache->acquire({.scope = scope, .keys = keys, .tail_tokens = tail}), "replay");
     const std::uint32_t matched = lease.matched_tokens() / block_tokens;
-    const std::uint32_t wanted = std::min(request.blocks, capacity) - std::min(matched, capacity);
+    const std::uint32_t wanted = std::min(request.blocks, capacity) - matched;
     std::uint32_t room = wanted;
     if (!lease.reserve(wanted * block_tokens).ok())
       for (room = 0; room < wanted && lease.reserve(block_tokens).ok();) ++room;

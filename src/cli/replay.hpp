@@ -29,9 +29,9 @@ struct ReplaySetup {
 struct ReplayResult {
   std::uint64_t requests = 0, input_tokens = 0, hit_tokens = 0;  // counted ones only
   std::uint64_t touched_blocks = 0, evicted_blocks = 0;          // of all requests
-  std::uint64_t short_requests =
-      0;               // for which there was no room, as others held it or they are longer than all of it
-  double seconds = 0;  // for all requests, decoding of the trace not counted
+  /// That found no room for all their blocks: others held it, or they are longer than the cache.
+  std::uint64_t short_requests = 0;
+  double seconds = 0;  // for all requests; reading the trace is not in it
   [[nodiscard]] double hit_rate() const {
     return input_tokens == 0 ? 0 : static_cast<double>(hit_tokens) / static_cast<double>(input_tokens);
   }

@@ -18,7 +18,7 @@ TABLE = {
     "conversation.jsonl.zst": {
         "capacities": ["1%", "2%", "5%", "10%", "20%", "50%"],
         "distinct": 89637,
-        "endless": .3463,
+        "infinite": .3463,
         "lru": [.0435, .0516, .1043, .1978, .2771, .3419],
         "optimum": [.1802, .2412, .3232, .3463, .3463, .3463],
         "whole paths": [.1678, .2330, .3218, .3463, .3463, .3463],
@@ -26,7 +26,7 @@ TABLE = {
     "claude-code.jsonl.zst": {
         "capacities": ["0.5%", "1%", "2%", "5%", "10%"],
         "distinct": 206086,
-        "endless": .9593,
+        "infinite": .9593,
         "lru": [.3682, .6434, .8756, .9469, .9572],
         "optimum": [.6297, .8108, .9222, .9581, .9593],
         "whole paths": [.5462, .7869, .9207, .9581, .9593],
@@ -59,7 +59,7 @@ for name, table in TABLE.items():
         check(f"{name} lru {capacity}", result["hit_rate"], table["lru"][i])
         check(f"{name} optimum {capacity}", result["optimum_hit_rate"], table["optimum"][i])
         check(f"{name} whole paths {capacity}", result["optimum_whole_paths_hit_rate"], table["whole paths"][i])
-        check(f"{name} endless", result["endless_hit_rate"], table["endless"])
+        check(f"{name} infinite", result["infinite_cache_hit_rate"], table["infinite"])
         if result["capacity_blocks"] != int(float(capacity[:-1]) / 100 * table["distinct"]):
             print(f"{name} {capacity}: {result['capacity_blocks']} blocks")
             wrong += 1

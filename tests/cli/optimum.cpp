@@ -117,21 +117,21 @@ std::vector<std::uint32_t> whole_paths_by_block(const Trace& trace, std::uint32_
 
 TEST_CASE("the optimum is what the best of all ways to keep blocks finds") {
   std::mt19937 random(1);
-  std::uint64_t found = 0, less_than_endless = 0;
+  std::uint64_t found = 0, less_than_infinite = 0;
   for (int round = 0; round < 150; ++round) {
     const Trace trace = random_trace(random, 3 + random() % 5, 3 + random() % 8);
     const NextUses uses(trace, all_of(trace));
-    const std::uint64_t endless = sum(optimum(uses, 100));
+    const std::uint64_t infinite = sum(optimum(uses, 100));
     for (std::uint32_t capacity = 1; capacity <= 6; ++capacity) {
       CAPTURE(round, capacity);
       const std::uint64_t best = best_of_all(trace, capacity);
       REQUIRE(sum(optimum(uses, capacity)) == best);
       found += best;
-      less_than_endless += best < endless;
+      less_than_infinite += best < infinite;
     }
   }
   CHECK(found > 1000);
-  CHECK(less_than_endless > 100);
+  CHECK(less_than_infinite > 100);
 }
 
 TEST_CASE("the whole-path reference follows its rule block by block and finds no more than the optimum") {
