@@ -205,7 +205,8 @@ void Engine::prefill() {
   if (oldest == nullptr) return;
   Slot& slot = *oldest;
   const auto prompt = static_cast<std::uint32_t>(slot.request.tokens.size());
-  const std::uint32_t end = std::min(prompt, slot.length / kGrid * kGrid + kGrid);
+  const std::uint32_t end = std::min(prompt, slot.length + kGrid);
+  const bool on_grid = slot.length % kGrid == 0 && end - slot.length == kGrid;
   feeds_.clear();
   for (std::uint32_t at = slot.length; at < end; ++at)
     feeds_.push_back({.sequence = slot.sequence,
@@ -213,8 +214,7 @@ void Engine::prefill() {
                       .token = slot.request.tokens[at],
                       .logits = at + 1 == prompt && slot.request.max_new_tokens > 0});
   if (const Status status = compute(); !status.ok()) return finish(slot, Finish::kFailed, status);
-  if (slot.reported)
-    slot.reported = cache_->computed(slot.cached, end - slot.length, end - slot.length == kGrid).ok();
+  if (slot.reported) slot.reported = cache_->computed(slot.cached, end - slot.length, on_grid).ok();
   slot.report.computed_tokens += end - slot.length;
   slot.length = end;
   if (end < prompt) return;

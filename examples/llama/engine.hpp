@@ -4,9 +4,9 @@
 // A small serving engine on llama.cpp: requests wait in line, take a slot, are prefilled chunk by chunk while others
 // decode, and yield tokens. It never blocks: every `step` does one round of work and says what came of it.
 //
-// Prefill is cut at multiples of kGrid counted from position 0, and each chunk is a decode call of its own. llama.cpp
-// rounds differently for calls of fewer than 64 tokens, of more, and of one; on this grid a prompt that is computed
-// from a reused prefix on goes through exactly the calls that a cold run makes there, and gives the same bits.
+// Prefill is cut into chunks of kGrid tokens, counted from where it starts, and each is a decode call of its own.
+// llama.cpp rounds differently for calls of fewer than 64 tokens, of more, and of one; a request that asks for exact
+// reuse starts at a multiple of kGrid, goes through exactly the calls that a cold run makes there, and gets the same bits.
 //
 // With a cache, a request computes only what is new; without one (null) nothing of kvstem runs.
 // Threads: one. The LlamaEngine, and the cache if there is one, must outlive it.

@@ -21,6 +21,17 @@ constexpr std::uint32_t kStagingSequences = 2;
 constexpr Status kThrown{StatusCode::kUnavailable,
                          "llama.cpp ran out of memory or failed inside; see last_error()"};
 
+/// From so many tokens on llama.cpp's attention on a CPU works in tiles, and is 8 times as fast.
+constexpr std::size_t kTiledTokens = 64;
+
+/// Whether n tokens from a position on are computed sooner in the company of others that nobody wants. Beside attention a
+/// token costs about as much as attending to 256 (measured with SmolLM2-135M from position 0 to 3,072: the rule errs by
+/// two or three tokens).
+constexpr bool better_tiled(std::size_t n, std::uint32_t position) noexcept {
+  return n < kTiledTokens &&
+         n * (std::uint64_t{position} + 256) >= kTiledTokens * (std::uint64_t{position} / 8 + 256);
+}
+
 thread_local std::string t_error;
 
 void keep_errors(ggml_log_level level, const char* text, void*) noexcept {
@@ -231,7 +242,8 @@ Status LlamaEngine::learn_form() {
 // ---- the four functions -----------------------------------------------------------------------------------------
 
 // Sequence ids outside 0 <= id < n_seq_max end the process, so every id is checked before llama.cpp sees it. The ids
-// `sequences_` (to export from) and `sequences_ + 1` (to import into) are ours; both are empty between calls.
+// `sequences_` (to export from, and for company) and `sequences_ + 1` (to import into) are ours; both are empty between
+// calls.
 
 Status LlamaEngine::check_range(SequenceId sequence, TokenRange range) const noexcept {
   if (sequence < 0 || static_cast<std::uint32_t>(sequence) >= sequences_)
@@ -380,10 +392,33 @@ Status LlamaEngine::decode(std::span<const Feed> feeds) noexcept {
     b.sequences[i] = feed.sequence;
     b.wanted[i] = feed.logits;
   }
-  const Status status = guarded([&]() -> Status {
+  const bool one_sequence = b.ends[static_cast<std::size_t>(feeds[0].sequence)] ==
+                            static_cast<llama_pos>(feeds[0].position + feeds.size() - 1);
+  if (one_sequence && kTiledTokens <= batch_ && better_tiled(feeds.size(), feeds[0].position)) {
+    const auto staging = static_cast<SequenceId>(sequences_);
+    for (std::size_t i = feeds.size(); i < kTiledTokens; ++i) {
+      b.tokens[i] = 0;
+      b.positions[i] = static_cast<llama_pos>(i - feeds.size());
+      b.sequences[i] = staging;
+      b.wanted[i] = 0;
+    }
+    const Status status = compute(kTiledTokens);
+    clear(staging);
+    if (status.ok()) decoded_ = feeds.size();
+    if (status.code() != StatusCode::kExhausted) return status;
+  }
+  const Status status = compute(feeds.size());
+  if (status.ok()) decoded_ = feeds.size();
+  return status;
+}
+
+/// Computes the first n tokens of batch_arrays_.
+Status LlamaEngine::compute(std::size_t n) noexcept {
+  Batch& b = *batch_arrays_;
+  return guarded([&]() -> Status {
     t_error.clear();
     llama_batch batch{};
-    batch.n_tokens = static_cast<std::int32_t>(feeds.size());
+    batch.n_tokens = static_cast<std::int32_t>(n);
     batch.token = b.tokens.data();
     batch.pos = b.positions.data();
     batch.n_seq_id = b.counts.data();
@@ -396,8 +431,6 @@ Status LlamaEngine::decode(std::span<const Feed> feeds) noexcept {
     llama_synchronize(context_.get());
     return {};
   });
-  if (status.ok()) decoded_ = feeds.size();
-  return status;
 }
 
 std::span<const float> LlamaEngine::logits(std::size_t i) noexcept {

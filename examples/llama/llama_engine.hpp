@@ -104,7 +104,8 @@ class LlamaEngine {
 
   // What a scheduler needs.
 
-  /// Computes tokens. kExhausted: not enough free cells, nothing was computed.
+  /// Computes tokens. kExhausted: not enough free cells, nothing was computed. Some ten tokens of one sequence far from
+  /// its beginning may take as long as 64; they are faster, and rounded as 64 are, while 64 cells are free.
   Status decode(std::span<const Feed> feeds) noexcept;
   /// vocab_size() logits of the i-th token of the last `decode`; empty if they were not asked for. Valid until the next.
   [[nodiscard]] std::span<const float> logits(std::size_t i) noexcept;
@@ -140,6 +141,7 @@ class LlamaEngine {
   LlamaEngine() noexcept;
   Status load(const LlamaEngineOptions& options);
   Status learn_form();
+  Status compute(std::size_t n) noexcept;
   [[nodiscard]] Status check_range(SequenceId sequence, TokenRange range) const noexcept;
   [[nodiscard]] bool covers(SequenceId sequence, TokenRange range) const noexcept;
   void clear(SequenceId sequence) noexcept;
@@ -151,7 +153,7 @@ class LlamaEngine {
   StateForm form_;
   std::string model_digest_;
   std::uint32_t vocab_size_ = 0;
-  std::uint32_t sequences_ = 0;  // the two ids above are ours: one to export from, one to import into
+  std::uint32_t sequences_ = 0;  // the two ids above are ours: see the source
   std::uint32_t sequence_tokens_ = 0;
   std::uint32_t batch_ = 0;
   std::size_t decoded_ = 0;  // tokens of the last decode that succeeded

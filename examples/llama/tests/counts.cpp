@@ -65,7 +65,7 @@ TEST_CASE("agents compute and reuse what the naive model of their traffic says, 
                       << ", residents " << sizes.resident_tokens);
     Watched watched(rng());
     run_agents(watched.setting, sizes, watched.report, watched.progress);
-    watched.check("agents", 20);
+    watched.check("agents", std::uint64_t{sizes.agents} * sizes.turns);  // every request at least once
   }
 }
 

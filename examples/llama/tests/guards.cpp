@@ -76,6 +76,37 @@ TEST_CASE("a full cache is exhausted and loses nothing") {
   REQUIRE(f.engine->drop_range(2, {0, kvstem::kToEnd}).ok());
 }
 
+TEST_CASE("a short chunk far from the beginning gets the bits of a long one, and leaves nothing behind") {
+  constexpr std::uint32_t kCells = 1280, kBefore = 1024;
+  auto engine = open_tiny(kCells, 2, kGrid);
+  std::mt19937_64 rng(seed("short chunks"));
+  const auto tokens = random_tokens(rng, kCells, engine->vocab_size());
+  REQUIRE(prefill(*engine, 0, tokens, 0, kBefore).ok());
+  const auto row_of = [&](std::uint32_t n, std::uint32_t i) {
+    std::vector<LlamaEngine::Feed> feeds;
+    for (std::uint32_t at = kBefore; at < kBefore + n; ++at)
+      feeds.push_back({.sequence = 0, .position = at, .token = tokens[at], .logits = true});
+    REQUIRE(engine->decode(feeds).ok());
+    CHECK(engine->logits(n).empty());
+    const std::vector<float> row(engine->logits(i).begin(), engine->logits(i).end());
+    REQUIRE(row.size() == engine->vocab_size());
+    REQUIRE(engine->drop_range(0, {kBefore, kvstem::kToEnd}).ok());
+    return row;
+  };
+  const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
+    return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  };
+  const auto eighth = row_of(64, 7), last = row_of(64, 31);
+  CHECK(same(row_of(32, 31), last));
+  CHECK_FALSE(same(row_of(8, 7), eighth));  // so few are sooner computed alone, and rounded otherwise
+
+  // The other sequence takes all cells but 32: there is room for the tokens, though not for company.
+  REQUIRE(prefill(*engine, 1, tokens, 0, kCells - kBefore - 32).ok());
+  CHECK_FALSE(same(row_of(32, 31), last));
+  REQUIRE(engine->drop_range(1, {0, kvstem::kToEnd}).ok());
+  CHECK(prefill(*engine, 1, tokens, 0, kCells - kBefore).ok());
+}
+
 TEST_CASE("logits are there exactly for tokens that asked for them") {
   Fixture f;
   CHECK(f.engine->logits(99).empty());
