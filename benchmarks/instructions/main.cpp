@@ -175,6 +175,54 @@ void count_eviction() {
   check(host.cache->stats().evicted_blocks == kTurn, "something else was evicted");
 }
 
+// ---- policies ------------------------------------------------------------------------------------------------------
+
+/// By itself, with 4,096 runs of 16 blocks: 1,024 requests that use one run each, and 1,024 victims.
+template <class Policy>
+void count_policy(const std::string& name) {
+  constexpr std::uint32_t kRuns = 4096, kRunBlocks = 16, kTimes = 1024;
+  Policy policy;
+  check(policy.take(heap_memory(), {kRuns, kRuns * kRunBlocks, kRunBlocks}), "no memory for the policy");
+  std::array<BlockKey, kRunBlocks> keys;
+  const auto path = [&](std::uint32_t run) {
+    for (std::uint32_t b = 0; b < kRunBlocks; ++b) keys[b] = {mix(run * kRunBlocks + b + 1), run};
+    return std::span<const BlockKey>(keys);
+  };
+  const auto end = [&](std::uint32_t run) {
+    policy.on_request_end({});
+    policy.on_release(run, kRunBlocks);
+  };
+  for (std::uint32_t run = 0; run < kRuns; ++run) {
+    policy.on_request_begin({});
+    if (Policy::kKeys != PolicyKeys::kNone) policy.on_path(path(run), 0);
+    policy.on_insert(run, kNoVictim, kRunBlocks);
+    end(run);
+  }
+  count("policy/" + name + "/touch", kTimes, [&] {
+    for (std::uint32_t i = 0; i < kTimes; ++i) {
+      const auto run = static_cast<std::uint32_t>(mix(i + 1) % kRuns);
+      policy.on_request_begin({});
+      policy.on_hit(run, kRunBlocks);
+      if (Policy::kKeys == PolicyKeys::kPath) policy.on_path(path(run), kRunBlocks);
+      end(run);
+    }
+    return true;
+  });
+  const Evictable all([](const void*, std::uint32_t) noexcept { return true; }, nullptr);
+  count("policy/" + name + "/evict", kTimes, [&] {
+    std::uint32_t evicted = 0;
+    for (std::uint32_t i = 0; i < kTimes; ++i) {
+      const Victim victim = policy.victim(all);
+      if (victim.run == kNoVictim) break;
+      if (Policy::kKeys != PolicyKeys::kNone)
+        for (const BlockKey key : path(victim.run)) policy.on_evicted(key);
+      policy.on_erase(victim.run);
+      ++evicted;
+    }
+    return evicted == kTimes;
+  });
+}
+
 int run() {
   std::printf("toolchain g++ %s, glibc %s, xxHash %d.%d.%d\n", __VERSION__, gnu_get_libc_version(),
               XXH_VERSION_MAJOR, XXH_VERSION_MINOR, XXH_VERSION_RELEASE);
@@ -194,6 +242,11 @@ int run() {
     count_request(before);
   }
   count_eviction();
+  count_policy<Lru>("lru");
+  count_policy<Lru2>("lru2");
+  count_policy<Arc>("arc");
+  count_policy<Adaptive>("adaptive");
+  count_policy<Hinted<Lru>>("hinted_lru");
   return 0;
 }
 

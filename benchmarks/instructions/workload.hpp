@@ -18,6 +18,9 @@
 #include "kvstem/base/memory.hpp"
 #include "kvstem/cache/cache.hpp"
 #include "kvstem/index/prefix_index.hpp"
+#include "kvstem/policy/adaptive.hpp"
+#include "kvstem/policy/arc.hpp"
+#include "kvstem/policy/hinted.hpp"
 
 namespace bench {
 

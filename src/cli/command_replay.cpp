@@ -11,6 +11,7 @@
 
 #include "capacity.hpp"
 #include "commands.hpp"
+#include "hints.hpp"
 #include "optimum.hpp"
 #include "output.hpp"
 #include "replay.hpp"
@@ -24,6 +25,8 @@ struct Options {
   std::vector<std::string> policies{"lru"};
   std::vector<std::string> capacities{"1%", "2%", "5%", "10%", "20%", "50%"};
   std::vector<double> pin_seconds;
+  std::string hints = "none";
+  HintNoise noise;
   std::uint32_t trace_block_tokens = 0;
   double bytes_per_token = 0, from = 0, to = 1, warm_up = 0;
   std::string json, per_request;
@@ -85,7 +88,7 @@ void print(const Row& row) {
               static_cast<unsigned long long>(row.result.evicted_blocks), row.ns_over_lru);
 }
 
-nlohmann::ordered_json to_json(const Row& row, const Trace& trace, double infinite) {
+nlohmann::ordered_json to_json(const Row& row, const Trace& trace, const Options& options, double infinite) {
   const auto number = [](double value) {
     return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
   };
@@ -94,7 +97,10 @@ nlohmann::ordered_json to_json(const Row& row, const Trace& trace, double infini
           {"capacity", row.capacity.text},
           {"capacity_blocks", row.capacity_blocks},
           {"block_tokens", trace.block_tokens},
-          {"hints", "none"},
+          {"hints", options.hints},
+          {"hint_recall", options.noise.recall},
+          {"hint_false_ends", options.noise.false_ends},
+          {"seed", options.noise.seed},
           {"requests", row.result.requests},
           {"short_requests", row.result.short_requests},
           {"input_tokens", row.result.input_tokens},
@@ -121,6 +127,12 @@ int run(const Options& options) {
     throw InputError("--from and --to are fractions, 0 <= from < to <= 1");
   if (!(options.warm_up >= 0 && options.warm_up < 1))
     throw InputError("--warm-up is a fraction, 0 or more and less than 1");
+  const HintKind hint_kind = hint_kind_named(options.hints);
+  for (const double share : {options.noise.recall, options.noise.false_ends})
+    if (!(share >= 0 && share <= 1))
+      throw InputError("--hint-recall and --hint-false-ends are fractions, 0 to 1");
+  if (hint_kind != HintKind::kSession && (options.noise.recall != 1 || options.noise.false_ends != 0))
+    throw InputError("--hint-recall and --hint-false-ends need --hints session");
   ReplaySetup setup;
   if (!options.pin_seconds.empty()) {
     if (options.pin_seconds.size() != 2 || !(options.pin_seconds[0] >= 0) || !(options.pin_seconds[1] >= 0))
@@ -146,6 +158,7 @@ int run(const Options& options) {
       throw InputError(path + ": no prompt has a whole block of " + std::to_string(trace.block_tokens) +
                        " tokens, so nothing can be cached");
     const NextUses uses(trace, part);
+    const std::vector<RequestHint> hints = hints_of(trace, part, hint_kind, options.noise);
     std::uint64_t input_tokens = 0;
     for (std::size_t i = part.counted; i < part.end; ++i) input_tokens += trace.requests[i].input_tokens;
     const auto rate = [&](const std::vector<std::uint32_t>& found) {
@@ -164,9 +177,10 @@ int run(const Options& options) {
       const std::uint64_t blocks = capacity.blocks(distinct, trace.block_tokens, options.bytes_per_token);
       setup.capacity_blocks = blocks;
       const double best = rate(optimum(uses, blocks)), best_whole = rate(optimum_whole_paths(uses, blocks));
-      const auto replay = [&](const ReplayPolicy& policy) {
+      const auto replay = [&](const ReplayPolicy& policy, std::span<const RequestHint> told) {
         setup.on_request = {};
-        if (per_request && &policy == policies[0])
+        setup.hints = told;
+        if (per_request && &policy == policies[0] && told.size() == hints.size())
           setup.on_request = [&](std::size_t i, std::uint32_t matched) {
             per_request->stream() << "{\"request\": " << i
                                   << ", \"input_tokens\": " << trace.requests[i].input_tokens
@@ -174,12 +188,12 @@ int run(const Options& options) {
                                   << "}\n";
           };
         Progress progress(std::string(policy.name) + ", " + capacity.text);
-        return policy.replay(trace, part, setup, progress);
+        return (told.empty() ? policy.replay : policy.replay_with_hints)(trace, part, setup, progress);
       };
       const ReplayPolicy& reference = replay_policies().front();
-      const ReplayResult lru = replay(reference);
+      const ReplayResult lru = replay(reference, {});
       for (const ReplayPolicy* policy : policies) {
-        const ReplayResult result = policy == &reference ? lru : replay(*policy);
+        const ReplayResult result = policy == &reference && hints.empty() ? lru : replay(*policy, hints);
         const double gap = best - lru.hit_rate();
         const Row row{policy,
                       capacity,
@@ -190,7 +204,7 @@ int run(const Options& options) {
                       gap > 0 ? (result.hit_rate() - lru.hit_rate()) / gap : std::nan(""),
                       result.ns_per_block() - lru.ns_per_block()};
         print(row);
-        report["results"].push_back(to_json(row, trace, infinite));
+        report["results"].push_back(to_json(row, trace, options, infinite));
         report["checks"].push_back({{"name", std::string(policy->name) + " at " + std::to_string(blocks) +
                                                  " blocks finds no more than the optimum"},
                                     {"value", result.hit_rate()},
@@ -207,6 +221,8 @@ int run(const Options& options) {
       "blocks must all be cached, a greedy reference. Gap closed: of the way from lru to the optimum. "
       "ns/block:\n"
       "time for each block touched, beyond lru. The replay is open: a loaded system finds less.\n");
+  if (hint_kind == HintKind::kSession)
+    std::printf("The hints are an oracle's, which knows the future: they say what such hints are worth.\n");
   if (per_request) per_request->commit();
   if (json) {
     json->stream() << report.dump(1) << '\n';
@@ -225,7 +241,7 @@ Command add_replay(CLI::App& app) {
   app.add_option("TRACE", o.traces, "Mooncake JSON lines, plain, gzip or zstd; - is standard input")
       ->required()
       ->option_text("TRACE...");
-  app.add_option("--policy", o.policies, "Eviction policies, separated by commas: lru")
+  app.add_option("--policy", o.policies, "Eviction policies, separated by commas: lru, lru2, arc, adaptive")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->capture_default_str();
@@ -253,6 +269,19 @@ Command add_replay(CLI::App& app) {
          "else it is over at once")
       ->delimiter(',')
       ->allow_extra_args(false);
+  app.add_option(
+         "--hints", o.hints,
+         "What the cache is told about sessions: none; engine (what the trace says that an engine sees: "
+         "sessions, tools that run, sub-agents that ended); session (an oracle that knows each session's "
+         "last request)")
+      ->capture_default_str();
+  app.add_option("--hint-recall", o.noise.recall,
+                 "With --hints session: the fraction of the ends that are told")
+      ->capture_default_str();
+  app.add_option("--hint-false-ends", o.noise.false_ends,
+                 "With --hints session: the fraction of the other requests that are told to be the last")
+      ->capture_default_str();
+  app.add_option("--seed", o.noise.seed, "For what is random: which ends are told")->capture_default_str();
   app.add_option("--per-request", o.per_request,
                  "Write input and matched tokens of each request to this file, as JSON lines");
   app.add_option("--json", o.json, "Write the results to this file, as JSON");

@@ -8,7 +8,11 @@
 #include <string>
 
 #include "kvstem/cache/cache.hpp"
+#include "kvstem/policy/adaptive.hpp"
+#include "kvstem/policy/arc.hpp"
+#include "kvstem/policy/hinted.hpp"
 #include "kvstem/policy/lru.hpp"
+#include "kvstem/policy/lru2.hpp"
 
 namespace kvstem::cli {
 namespace {
@@ -76,6 +80,7 @@ ReplayResult replay_with(const Trace& trace, const TracePart& part, const Replay
   struct Held {
     double until;
     Lease lease;
+    Retention retention;
     bool operator<(const Held& other) const { return until > other.until; }
   };
   std::vector<Held> held;  // a heap, the first to end on top
@@ -89,7 +94,7 @@ ReplayResult replay_with(const Trace& trace, const TracePart& part, const Replay
     if (!held.empty() && held.front().until <= request.timestamp_ms) {
       while (!held.empty() && held.front().until <= request.timestamp_ms) {
         std::pop_heap(held.begin(), held.end());
-        must(held.back().lease.release(), "replay");
+        must(held.back().lease.release(held.back().retention), "replay");
         held.pop_back();
       }
       must(cache->end_step({0, ++step}), "replay");
@@ -99,7 +104,11 @@ ReplayResult replay_with(const Trace& trace, const TracePart& part, const Replay
     // What lies behind the last whole block is always computed; of an exact prompt, the answer's first token.
     const std::uint32_t tail =
         std::max(1u, std::min(request.input_tokens - request.blocks * block_tokens, block_tokens));
-    Lease lease = must(cache->acquire({.scope = scope, .keys = keys, .tail_tokens = tail}), "replay");
+    const RequestHint hint = setup.hints.empty() ? RequestHint{} : setup.hints[i - part.begin];
+    Lease lease = must(
+        cache->acquire({.scope = scope, .keys = keys, .tail_tokens = tail},
+                       {.session = hint.session, .now_ms = static_cast<std::uint64_t>(request.timestamp_ms)}),
+        "replay");
     const std::uint32_t matched = lease.matched_tokens() / block_tokens;
     const std::uint32_t wanted = std::min(request.blocks, capacity) - matched;
     std::uint32_t room = wanted;
@@ -115,11 +124,15 @@ ReplayResult replay_with(const Trace& trace, const TracePart& part, const Replay
       result.hit_tokens += std::uint64_t{matched} * block_tokens;
     }
     if (setup.on_request) setup.on_request(i, matched);
+    Retention retention{.keep = hint.over ? Keep::kCold : Keep::kNormal};
+    if (hint.expect_reuse_ms > 0)
+      retention.expect_reuse_at_ms = static_cast<std::uint64_t>(
+          (pins ? ends_at(request, setup) : request.timestamp_ms) + hint.expect_reuse_ms);
     if (pins) {
-      held.push_back({ends_at(request, setup), std::move(lease)});
+      held.push_back({ends_at(request, setup), std::move(lease), retention});
       std::push_heap(held.begin(), held.end());
     } else {
-      must(lease.release(), "replay");
+      must(lease.release(retention), "replay");
       must(cache->end_step({0, ++step}), "replay");
     }
   }
@@ -129,7 +142,12 @@ ReplayResult replay_with(const Trace& trace, const TracePart& part, const Replay
   return result;
 }
 
-constexpr ReplayPolicy kPolicies[] = {{"lru", &replay_with<Lru>}};
+template <EvictionPolicy Policy>
+constexpr ReplayPolicy policy(std::string_view name) {
+  return {name, &replay_with<Policy>, &replay_with<Hinted<Policy>>};
+}
+constexpr ReplayPolicy kPolicies[] = {policy<Lru>("lru"), policy<Lru2>("lru2"), policy<Arc>("arc"),
+                                      policy<Adaptive>("adaptive")};
 
 }  // namespace
 

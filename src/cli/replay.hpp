@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "hints.hpp"
 #include "progress.hpp"
 #include "trace.hpp"
 
@@ -22,6 +23,8 @@ struct ReplaySetup {
   std::uint64_t capacity_blocks = 0;
   /// A request holds its path for so long after it came; both 0: it is over before the next one comes.
   double pin_seconds = 0, pin_seconds_per_output_token = 0;
+  /// For each request of the part, or none at all.
+  std::span<const RequestHint> hints{};
   /// Called for each request, in order, with the blocks that it found.
   std::function<void(std::size_t request, std::uint32_t matched_blocks)> on_request{};
 };
@@ -42,7 +45,8 @@ struct ReplayResult {
 
 struct ReplayPolicy {
   std::string_view name;
-  ReplayResult (*replay)(const Trace&, const TracePart&, const ReplaySetup&, Progress&);
+  using Replay = ReplayResult (*)(const Trace&, const TracePart&, const ReplaySetup&, Progress&);
+  Replay replay, replay_with_hints;
 };
 
 /// All policies by name; the first is the one that others are compared with.

@@ -23,7 +23,7 @@ namespace kvstem::instantiated {
 /// A policy that is told of keys, at the least cost.
 class KeyedPolicy {
  public:
-  static constexpr bool kWantsKeys = true;
+  static constexpr PolicyKeys kKeys = PolicyKeys::kPath;
 
   [[nodiscard]] bool take(const Memory& memory, PolicyLimits limits) noexcept {
     return lru_.take(memory, limits);
@@ -31,6 +31,10 @@ class KeyedPolicy {
   void on_request_begin(const RequestFacts& facts) noexcept { lru_.on_request_begin(facts); }
   void on_request_end(const RequestFacts& facts) noexcept { lru_.on_request_end(facts); }
   void on_hit(std::uint32_t run, std::uint32_t blocks) noexcept { lru_.on_hit(run, blocks); }
+  void on_release(std::uint32_t run, std::uint32_t blocks) noexcept { lru_.on_release(run, blocks); }
+  void on_path(std::span<const BlockKey> keys, std::uint32_t) noexcept {
+    if (!keys.empty()) last_asked_ = keys.back();
+  }
   void on_insert(std::uint32_t run, std::uint32_t parent, std::uint32_t blocks) noexcept {
     lru_.on_insert(run, parent, blocks);
   }
@@ -42,17 +46,16 @@ class KeyedPolicy {
   void on_trim(std::uint32_t run, std::uint32_t blocks) noexcept { lru_.on_trim(run, blocks); }
   void on_erase(std::uint32_t run) noexcept { lru_.on_erase(run); }
   void on_leaf(std::uint32_t run) noexcept { lru_.on_leaf(run); }
-  void on_missed(BlockKey key) noexcept { last_missed_ = key; }
   void on_evicted(BlockKey key) noexcept { last_evicted_ = key; }
   void demote(std::uint32_t run) noexcept { lru_.demote(run); }
   [[nodiscard]] bool mergeable(std::uint32_t head, std::uint32_t tail) const noexcept {
     return lru_.mergeable(head, tail);
   }
-  [[nodiscard]] std::uint32_t victim(Evictable evictable) noexcept { return lru_.victim(evictable); }
+  [[nodiscard]] Victim victim(Evictable evictable) noexcept { return lru_.victim(evictable); }
 
  private:
   Lru lru_;
-  BlockKey last_missed_{}, last_evicted_{};
+  BlockKey last_asked_{}, last_evicted_{};
 };
 
 /// An engine whose calls are somebody else's.
@@ -160,7 +163,11 @@ template Status replay(std::span<const std::byte>, BasicCache<Lru>&) noexcept;
 template Status replay(std::span<const std::byte>, BasicCache<KeyedPolicy>&) noexcept;
 
 // host
+template class ShadowCache<KeyedPolicy>;
+template class Hinted<Adaptive>;
+template class Hinted<Arc>;
 template class OpaqueHost<Engine>;
+template class OpaqueHost<Engine, Hinted<Adaptive>>;
 
 }  // namespace kvstem::inline v0
 

@@ -7,10 +7,11 @@
 
 class Mine : private kvstem::Lru {
  public:
-  using Lru::kWantsKeys;
+  using Lru::kKeys;
   using Lru::on_evicted, Lru::demote, Lru::mergeable;
-  using Lru::on_split, Lru::on_merge, Lru::on_trim, Lru::on_erase, Lru::on_leaf, Lru::on_missed;
-  using Lru::take, Lru::on_request_begin, Lru::on_request_end, Lru::on_hit, Lru::on_insert, Lru::on_grow;
+  using Lru::on_split, Lru::on_merge, Lru::on_trim, Lru::on_erase, Lru::on_leaf, Lru::on_path;
+  using Lru::take, Lru::on_request_begin, Lru::on_request_end, Lru::on_hit, Lru::on_release, Lru::on_insert,
+      Lru::on_grow;
 #ifndef KVSTEM_COMPILE_FAIL
   using Lru::victim;
 #endif

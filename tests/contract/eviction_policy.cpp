@@ -2,7 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdio>
 
+#include "kvstem/policy/adaptive.hpp"
+#include "kvstem/policy/arc.hpp"
+#include "kvstem/policy/hinted.hpp"
 #include "kvstem/policy/lru.hpp"
+#include "kvstem/policy/lru2.hpp"
 #include "kvstem/testing/eviction_policy_contract.hpp"
 #include "support/catch.hpp"
 #include "support/ghost_policy.hpp"
@@ -14,13 +18,14 @@ namespace {
 /// Answers with any run, in use or not.
 class Careless : public Lru {
  public:
-  [[nodiscard]] std::uint32_t victim(Evictable) noexcept {
+  [[nodiscard]] Victim victim(Evictable) noexcept {
     return Lru::victim(Evictable([](const void*, std::uint32_t) noexcept { return true; }, nullptr));
   }
 };
 }  // namespace
 
-TEMPLATE_TEST_CASE("a policy keeps the contract of policies", "", Lru, GhostPolicy) {
+TEMPLATE_TEST_CASE("a policy keeps the contract of policies", "", Lru, Lru2, Arc, Adaptive, Hinted<Lru>,
+                   Hinted<Adaptive>, GhostPolicy) {
   GhostPolicy::seen = {};
   for (std::uint64_t seed = 1; seed <= 5; ++seed) {
     const EvictionPolicyWalk walk =

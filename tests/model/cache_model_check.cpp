@@ -49,10 +49,12 @@ TEST_CASE("a cache does what a map of prefixes does") {
     config.row_blocks = one_of({5, 10, 14});
     config.patterns = config.small_keys ? 40 : one_of({2, 3, 5});
     config.max_runs = config.small_keys ? 0 : one_of({0, 0, 10, 24});
-    if (episode / 9 % 2 == 0)
-      Walk<Lru>(config, tally).run();
-    else
-      Walk<GhostPolicy>(config, tally).run();
+    switch (episode / 9 % 4) {
+      case 0: Walk<Lru>(config, tally).run(); break;
+      case 1: Walk<GhostPolicy>(config, tally).run(); break;
+      case 2: Walk<Hinted<Adaptive>>(config, tally).run(); break;
+      default: Walk<Hinted<Arc>>(config, tally).run();
+    }
   }
 
   for (int k = 0; k < kKinds; ++k)

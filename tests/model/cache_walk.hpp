@@ -428,6 +428,7 @@ class Walk {
     Text text = texts_.make();
     AcquireOptions how;
     how.session = below(3);
+    how.now_ms = operation_;
     // Which of two leases gave a block first is only certain where there is room for both.
     if (config_.max_runs == 0 && below(8) == 0) how.grid_tokens = bt() * (1 + below(3));
     if (below(12) == 0) how.reuse = false;
@@ -629,7 +630,7 @@ class Walk {
     if (abort && below(2) == 0)
       r.lease = BasicLease<Policy>();  // a lease that goes out of scope
     else
-      MUST((abort ? r.lease.abort() : r.lease.release({keep})).ok());
+      MUST((abort ? r.lease.abort() : r.lease.release(retention(keep))).ok());
     MUST(!r.lease.live() && r.lease.release().code() == StatusCode::kStale && r.lease.table(0).empty());
     lost_.erase(&r);
     waiting_.erase(&r);
@@ -640,6 +641,15 @@ class Walk {
     for (std::uint32_t b = r.settled; b < r.table.size(); ++b) slots_[r.table[b]].state = kPoison;
     gone(r, abort && !r.started);
     return true;
+  }
+
+  /// With what a policy that listens to hints may hear besides.
+  Retention retention(Keep keep) {
+    Retention r{.keep = keep};
+    if (keep == Keep::kNormal && below(4) == 0)
+      r = {.keep = Keep::kHigh, .until_ms = operation_ + below(400)};
+    if (below(4) == 0) r.expect_reuse_at_ms = operation_ + below(200);
+    return r;
   }
 
   bool probe() {
@@ -793,7 +803,7 @@ class Walk {
       for (const Request& r : requests_)
         if (r.live) verify(r);
     if (operation_ % 8 == 0) rebuild();
-    if constexpr (Policy::kWantsKeys) {
+    if constexpr (std::is_same_v<Policy, GhostPolicy>) {
       MUST(GhostPolicy::seen.contradictions == 0);
       std::uint64_t blocks = 0;
       for (std::uint32_t scope = 0; scope < root_keys_.size(); ++scope)
@@ -847,7 +857,7 @@ class Walk {
     const CacheStats& s = cache_->stats();
     tally_.duplicates += s.duplicate_blocks;
     tally_.unpublished += s.unpublished_blocks;
-    if constexpr (Policy::kWantsKeys) {
+    if constexpr (std::is_same_v<Policy, GhostPolicy>) {
       tally_.splits += GhostPolicy::seen.splits;
       tally_.merges += GhostPolicy::seen.merges;
       tally_.ghost_hits += GhostPolicy::seen.ghost_hits;
@@ -868,7 +878,7 @@ class Walk {
     INFO("seed " << config_.seed << ": " << status.message() << ", " << again.size() << " of " << log_.size()
                  << " bytes");
     if (!status.ok() || again != log_) FAIL("the flight log does not replay");
-    if (Policy::kWantsKeys) MUST(GhostPolicy::seen.ghost_hits == first_time.ghost_hits);
+    if (std::is_same_v<Policy, GhostPolicy>) MUST(GhostPolicy::seen.ghost_hits == first_time.ghost_hits);
     MUST((*cache)->audit().balanced());
     MUST((*cache)->stats().evicted_blocks == cache_->stats().evicted_blocks);
     tally_.replayed_bytes += log_.size();

@@ -15,8 +15,8 @@ namespace kvstem::test {
 
 /// What the policy saw, by call. One for the thread, since a cache keeps its policy to itself.
 struct GhostSeen {
-  std::uint64_t begins = 0, ends = 0, hits = 0, inserts = 0, grows = 0, splits = 0, merges = 0, trims = 0,
-                erases = 0;
+  std::uint64_t begins = 0, ends = 0, hits = 0, releases = 0, inserts = 0, grows = 0, splits = 0, merges = 0,
+                trims = 0, erases = 0;
   std::uint64_t leaves = 0, missed = 0, evicted = 0, demotions = 0, victims = 0, ghost_hits = 0;
   std::uint64_t contradictions = 0;
   std::uint64_t blocks = 0;  // in all runs, by the calls alone
@@ -25,7 +25,7 @@ struct GhostSeen {
 
 class GhostPolicy {
  public:
-  static constexpr bool kWantsKeys = true;
+  static constexpr PolicyKeys kKeys = PolicyKeys::kMissed;
   static inline thread_local GhostSeen seen{};
 
   [[nodiscard]] bool take(const Memory& memory, PolicyLimits limits) noexcept {
@@ -47,6 +47,11 @@ class GhostPolicy {
     ++seen.hits;
     must(live(run) && blocks <= runs_[run].blocks);
     cold_.on_hit(run, blocks);
+  }
+  void on_release(std::uint32_t run, std::uint32_t blocks) noexcept {
+    ++seen.releases;
+    must(live(run) && blocks <= runs_[run].blocks);
+    cold_.on_release(run, blocks);
   }
   void on_insert(std::uint32_t run, std::uint32_t parent, std::uint32_t blocks) noexcept {
     ++seen.inserts;
@@ -95,13 +100,16 @@ class GhostPolicy {
     must(live(run));
     cold_.on_leaf(run);
   }
-  void on_missed(BlockKey key) noexcept {
-    ++seen.missed;
-    for (std::size_t i = 0; i < ghosts_.size(); ++i) {
-      if (ghosts_[i] != key) continue;
-      ++seen.ghost_hits;
-      ghosts_[i] = {};
-      comes_back_ = true;
+  void on_path(std::span<const BlockKey> keys, std::uint32_t cached) noexcept {
+    must(cached == 0);
+    seen.missed += keys.size();
+    for (const BlockKey key : keys) {
+      for (std::size_t i = 0; i < ghosts_.size(); ++i) {
+        if (ghosts_[i] != key) continue;
+        ++seen.ghost_hits;
+        ghosts_[i] = {};
+        comes_back_ = true;
+      }
     }
   }
   void on_evicted(BlockKey key) noexcept {
@@ -118,7 +126,7 @@ class GhostPolicy {
   [[nodiscard]] bool mergeable(std::uint32_t head, std::uint32_t tail) const noexcept {
     return runs_[head].precious == runs_[tail].precious && cold_.mergeable(head, tail);
   }
-  [[nodiscard]] std::uint32_t victim(Evictable evictable) noexcept {
+  [[nodiscard]] Victim victim(Evictable evictable) noexcept {
     ++seen.victims;
     // First what was never missed before; then the rest.
     struct Context {
@@ -132,8 +140,8 @@ class GhostPolicy {
           return !policy->runs_[run].precious && (*inner)(run);
         },
         &context);
-    const std::uint32_t run = cold_.victim(ordinary);
-    return run != kNoVictim ? run : cold_.victim(evictable);
+    const Victim victim = cold_.victim(ordinary);
+    return victim.run != kNoVictim ? victim : cold_.victim(evictable);
   }
 
  private:

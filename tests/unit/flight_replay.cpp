@@ -44,7 +44,13 @@ void drive(Host<Policy>& host) {
     const Tokens prompt =
         tokens(static_cast<std::uint32_t>(i) * 7 % (9 * b), i % 3 * 1000) + tokens(b + 1, i % 5 * 50);
     host.end_step();  // the leases of the round before are gone
-    host.serve(prompt, {.keep = i % 4 == 0 ? Keep::kCold : Keep::kNormal});
+    host.serve(
+        prompt,
+        {.keep = i % 4 == 0   ? Keep::kCold
+                 : i % 4 == 1 ? Keep::kHigh
+                              : Keep::kNormal,
+         .until_ms = 10u * static_cast<std::uint64_t>(i) + 100},
+        {.session = 1 + static_cast<std::uint64_t>(i % 3), .now_ms = 10u * static_cast<std::uint64_t>(i)});
     const Extra image[] = {{0, {}}, {static_cast<std::uint32_t>(prompt.size()) - 1, {}}};
     const ScopeChange change[] = {{b, other}};
     auto lease =
@@ -86,7 +92,8 @@ Log record(CacheOptions options, std::uint64_t& evicted) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a log replays to the same decisions, byte for byte", "", Lru, GhostPolicy) {
+TEMPLATE_TEST_CASE("a log replays to the same decisions, byte for byte", "", Lru, Lru2, Arc, Hinted<Adaptive>,
+                   GhostPolicy) {
   for (const SlotFill fill : {SlotFill::kInPlace, SlotFill::kByStep})
     for (const std::uint32_t block_tokens : {1u, 4u, 16u, 40u}) {
       CacheOptions o = small(24);

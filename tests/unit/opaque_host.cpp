@@ -1,6 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The kvstem authors
 // SPDX-License-Identifier: Apache-2.0
 #include "kvstem/host/opaque_host.hpp"
+#include "kvstem/policy/adaptive.hpp"
+#include "kvstem/policy/hinted.hpp"
 
 #include <numeric>
 #include <vector>
@@ -310,4 +312,35 @@ TEST_CASE("a frontier that was imported and would not be cut is given up, and th
   f.prefill(a, other);
   CHECK(f.host->stats().failed_imports == 1);
   CHECK(f.engine.mistakes == 0);
+}
+
+TEST_CASE("another policy, which hears hints, keeps every promise of the host") {
+  DigestEngine engine{{.cells = 4096, .sequences = 6, .sequence_tokens = 256}};
+  using Host = OpaqueHost<DigestEngine, Hinted<Adaptive>>;
+  auto made = Host::create(engine, {.block_tokens = kBlock, .host_bytes = 24 * kBlockBytes, .requests = 2});
+  REQUIRE(made.ok());
+  Host& host = **made;
+  const ScopeId scope = *host.open_scope({.model = "m", .vocab_size = 1000});
+  std::uint64_t reused = 0;
+  for (std::uint32_t turn = 0; turn < 300; ++turn) {
+    const std::uint32_t session = 1 + turn * 7 % 5;
+    std::vector<TokenId> tokens(20 + 2 * (turn % 30));
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      tokens[i] = static_cast<TokenId>((i < 16 ? 0 : 100 * session) + i % 100);
+    const auto a =
+        host.begin({.prompt = {.scope = scope, .tokens = tokens}, .session = session, .now_ms = turn});
+    REQUIRE(a.ok());
+    REQUIRE(engine.holds(a->sequence, std::span(tokens).first(a->reused_tokens)));
+    for (std::size_t i = a->reused_tokens; i < tokens.size(); ++i) engine.compute(a->sequence, tokens[i]);
+    REQUIRE(
+        host.computed(a->request, static_cast<std::uint32_t>(tokens.size()) - a->reused_tokens, false).ok());
+    const Keep keep = turn % 7 == 0 ? Keep::kCold : turn % 7 == 1 ? Keep::kHigh : Keep::kNormal;
+    REQUIRE(host.end(a->request, {.keep = keep, .until_ms = turn + 20, .expect_reuse_at_ms = turn + 5}).ok());
+    while (host.work() > 0) {
+    }
+    reused += a->reused_tokens;
+    REQUIRE(host.cache().audit().balanced());
+  }
+  CHECK(reused > 300 * 16);
+  CHECK(host.cache().stats().evicted_blocks > 0);
 }

@@ -16,11 +16,12 @@ struct Order {
   Order() { REQUIRE(lru.take(heap_memory(), {.max_runs = 8, .capacity_blocks = 64})); }
   void request() { lru.on_request_begin({}); }
   std::uint32_t victim() {
-    return lru.victim(Evictable(
+    const Victim victim = lru.victim(Evictable(
         [](const void* self, std::uint32_t run) noexcept {
           return static_cast<const Order*>(self)->in_use.count(run) == 0;
         },
         this));
+    return victim.run;
   }
   /// All runs in the order in which they go.
   std::vector<std::uint32_t> drain() {

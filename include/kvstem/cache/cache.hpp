@@ -70,6 +70,7 @@
 
 namespace kvstem::inline v0 {
 
+/// `Policy` says which blocks go first; see policy/eviction_policy.hpp for which there are.
 template <EvictionPolicy Policy = Lru>
 class BasicCache {
  public:
@@ -343,11 +344,13 @@ class BasicCache {
     if (!options_.tables.empty() && options_.tables.size() < rows)
       return {StatusCode::kInvalidArgument,
               "CacheOptions::tables needs max_leases rows of max_lease_tokens / block_tokens"};
-    if (!pool_.take(memory, options_.slots) || !policy_.take(memory, {index_->max_runs(), options_.slots}) ||
+    if (!pool_.take(memory, options_.slots) ||
+        !policy_.take(memory, {index_->max_runs(), options_.slots, row_blocks_}) ||
         !slot_of_.take(memory, index_->positions()) || !on_grid_.take(memory, index_->positions()) ||
         !owner_.take(memory, index_->positions()) || !released_.take(memory, index_->max_runs()) ||
         !marks_.take(memory, index_->max_runs()) ||
         !ended_.take(memory, std::size_t{2} * options_.max_leases) ||
+        !keys_.take(memory, Policy::kKeys == PolicyKeys::kNone ? 0 : row_blocks_) ||
         !leases_.take(memory, options_.max_leases) || !pos_.take(memory, rows) || !own_.take(memory, rows) ||
         !tail_.take(memory, std::size_t{options_.max_leases} * options_.block_tokens) ||
         !tail_marks_.take(memory, std::size_t{options_.max_leases} * kMaxMarksPerBlock) ||
@@ -494,11 +497,12 @@ class BasicCache {
     (void)prune(before);  // it may lie behind the place since a split, with what others have left
   }
 
-  /// The path up to the place was used: its end first, its root last.
-  void touch(Place place) noexcept {
+  /// Calls `fn(run, blocks)` for the runs of the path up to the place, with the blocks of it that they hold: its end first.
+  template <class Fn>
+  void for_each_run(Place place, Fn&& fn) noexcept {
     RunId run = index_->locate(place);
     for (RunInfo info = index_->info(run); info.parent != kNoRun; run = info.parent, info = index_->info(run))
-      policy_.on_hit(run, std::min(info.length, place.blocks - info.depth));
+      fn(run, std::min(info.length, place.blocks - info.depth));
   }
 
   /// Makes the place the end of a run; without effect if no run is left.
@@ -582,19 +586,29 @@ class BasicCache {
     else
       index_->for_each_key(run, from, n, stored_key(), [&](BlockPos, BlockKey key, BlockKey) { tell(key); });
   }
-  /// For a policy with ghosts: the source's blocks behind the place are asked for and not there.
+  /// Tells the policy the keys that it wants to know of the source's blocks, which are there up to the place.
   template <BlockSource S>
-  void report_missed(Place place, std::uint32_t scope, const S& source) noexcept {
+  void report_path(Place place, std::uint32_t scope, const S& source) noexcept {
     BlockKey key = root_keys_[scope];
-    if (place.blocks > 0 && options_.mode != IndexMode::kNothing) {
-      const RunId run = run_of(place, place.blocks - 1);
-      index_->for_each_key(run, place.blocks - 1 - index_->info(run).depth, 1, stored_key(),
-                           [&](BlockPos, BlockKey last, BlockKey) { key = last; });
-    }
-    for (std::uint32_t b = place.blocks; b < source.blocks(); ++b) {
-      key = source.key(key, b);
-      policy_.on_missed(key);
-    }
+    const std::uint32_t from = Policy::kKeys == PolicyKeys::kPath ? 0 : place.blocks;
+    if (from > 0 && options_.mode != IndexMode::kNothing) key = last_key(place);
+    for (std::uint32_t b = from; b < source.blocks(); ++b) keys_[b - from] = key = source.key(key, b);
+    policy_.on_path({keys_.data(), source.blocks() - from}, place.blocks - from);
+  }
+  /// Tells the policy the key of the one block that the source holds behind the place.
+  template <BlockSource S>
+  void report_new(Place place, std::uint32_t scope, const S& source) noexcept {
+    const bool first = place.blocks == 0 || options_.mode == IndexMode::kNothing;
+    const BlockKey key = source.key(first ? root_keys_[scope] : last_key(place), place.blocks);
+    policy_.on_path({&key, 1}, 0);
+  }
+  /// The key of the last block before the place.
+  [[nodiscard]] BlockKey last_key(Place place) noexcept {
+    BlockKey key{};
+    const RunId run = run_of(place, place.blocks - 1);
+    index_->for_each_key(run, place.blocks - 1 - index_->info(run).depth, 1, stored_key(),
+                         [&](BlockPos, BlockKey last, BlockKey) { key = last; });
+    return key;
   }
 
   /// Calls `fn(key, parent)` for the lease's blocks that are the run's [from, from + n). Goes on at the cursor if it can.
@@ -650,7 +664,7 @@ class BasicCache {
     const std::uint32_t ready = info.ready > keep ? info.ready - keep : 0;
     const Status status = index_->trim(run, keep, [&] {
       record_removed(run, keep, ready);
-      if constexpr (Policy::kWantsKeys)
+      if constexpr (Policy::kKeys != PolicyKeys::kNone)
         if (evicted) for_each_logged_key(run, keep, ready, [&](BlockKey key) { policy_.on_evicted(key); });
       index_->for_each_range(run, keep, n, [&](BlockPos first, std::uint32_t count) {
         for (BlockPos pos = first; pos < first + count; ++pos) {
@@ -696,17 +710,19 @@ class BasicCache {
         },
         this);
     for (int attempt = 0; attempt < 8; ++attempt) {
-      const RunId run = policy_.victim(evictable);
-      if (run == kNoVictim) return false;
-      if (remove_tail(run, std::min(n, index_->info(run).length), true)) return true;
-      policy_.on_hit(run, 0);  // a reader pinned it between the question and the trim
+      const Victim victim = policy_.victim(evictable);
+      if (victim.run == kNoVictim) return false;
+      if (remove_tail(victim.run, std::min({n, victim.blocks, index_->info(victim.run).length}), true))
+        return true;
+      policy_.on_release(victim.run, 0);  // a reader pinned it between the question and the trim
     }
     return false;
   }
 
-  [[nodiscard]] SlotId allocate_slot() noexcept {
+  /// A slot for the first of `wanted` blocks that need one.
+  [[nodiscard]] SlotId allocate_slot(std::uint32_t wanted) noexcept {
     while (pool_.free_slots() == 0)
-      if (!evict_one(1)) return kNoSlot;
+      if (!evict_one(wanted)) return kNoSlot;
     return pool_.allocate();
   }
 
@@ -720,6 +736,15 @@ class BasicCache {
       if (!remove_tail(run, info.length - info.ready, false) || info.ready > 0) return run;
       run = info.parent;
     }
+  }
+
+  /// What nobody else uses of the path that ends with the run goes first from now on.
+  void demote_unshared(RunId run) noexcept {
+    std::uint32_t children = 0;
+    for (RunInfo info = index_->info(run);
+         info.parent != kNoRun && info.children == children && info.references == 0;
+         run = info.parent, info = index_->info(run), children = 1)
+      policy_.demote(run);
   }
 
   /// Joins runs of the path that were used together and have no branch between them.
@@ -758,8 +783,9 @@ class BasicCache {
 
   void log_acquire(const AcquireShape& shape) noexcept {
     op(FlightOp::kAcquire);
-    put(shape.scope, shape.tokens, shape.how.session, shape.how.grid_tokens, shape.how.have_tokens,
-        static_cast<std::uint32_t>(shape.how.reuse), static_cast<std::uint32_t>(shape.how.publish));
+    put(shape.scope, shape.tokens, shape.how.session, shape.how.now_ms, shape.how.grid_tokens,
+        shape.how.have_tokens, static_cast<std::uint32_t>(shape.how.reuse),
+        static_cast<std::uint32_t>(shape.how.publish));
   }
 
   /// Keeps the marks of the prompt's last, unfinished block for when it is finished.
@@ -810,6 +836,7 @@ class BasicCache {
     r.grid_tokens = usable <= visit.grid_blocks ? r.committed : 0;
 
     r.facts = {.session = shape.how.session,
+               .now_ms = shape.how.now_ms,
                .prompt_blocks = source.blocks(),
                .matched_blocks = match.ready,
                .computed_blocks = 0,
@@ -817,9 +844,9 @@ class BasicCache {
     policy_.on_request_begin(r.facts);
     split(r.place, source);
     repin(r);
-    touch(r.place);
-    if constexpr (Policy::kWantsKeys)
-      if (shape.how.reuse) report_missed(r.place, shape.scope, source);
+    for_each_run(r.place, [&](RunId run, std::uint32_t blocks) { policy_.on_hit(run, blocks); });
+    if constexpr (Policy::kKeys != PolicyKeys::kNone)
+      shape.how.reuse ? report_path(r.place, shape.scope, source) : policy_.on_path({}, 0);
     if (r.publishing && r.place.blocks < source.blocks())
       r.publishing = extend(lease, source, source.blocks());
     if (in_place()) fill_table(lease, 0, usable);
@@ -863,8 +890,8 @@ class BasicCache {
         }
       }
       for (std::uint32_t b = have; b < need; ++b) {
-        SlotId slot = allocate_slot();
-        if (slot == kNoSlot && give_up_unusable(lease, need - b)) slot = allocate_slot();
+        SlotId slot = allocate_slot(need - b);
+        if (slot == kNoSlot && give_up_unusable(lease, need - b)) slot = allocate_slot(need - b);
         if (slot == kNoSlot) {
           while (b-- > have) {
             const auto given = static_cast<SlotId>(table_[row(lease) + b]);
@@ -990,6 +1017,8 @@ class BasicCache {
     r.place = index_->match_from(root_run_[r.scope], r.place, source, visit).place;
     split(r.place, source);
     repin(r);
+    if constexpr (Policy::kKeys != PolicyKeys::kNone)
+      if (r.place.blocks <= block) report_new(r.place, r.scope, source);
     if (r.place.blocks <= block && !extend(lease, source, block + 1)) {
       r.publishing = false;
       ++stats_.unpublished_blocks;
@@ -1142,9 +1171,9 @@ class BasicCache {
   void finish(std::uint32_t lease) noexcept {
     LeaseRecord& r = leases_[lease];
     if (!r.given_up) account(r);
-    touch(r.place);
     r.facts.retention = r.retention;
     policy_.on_request_end(r.facts);
+    for_each_run(r.place, [&](RunId used, std::uint32_t blocks) { policy_.on_release(used, blocks); });
     const std::uint32_t blocks = in_place() ? blocks_for(r.scheduled) : 0;
     for (std::uint32_t b = r.matched; b < blocks; ++b) {
       if (own_[row(lease) + b] == 0) continue;
@@ -1158,9 +1187,7 @@ class BasicCache {
     disclaim(lease);
     index_->unpin(r.pinned);
     r.active = false;
-    const RunInfo end = index_->info(run);
-    if (r.retention.keep == Keep::kCold && end.parent != kNoRun && end.children == 0 && end.references == 0)
-      policy_.demote(run);
+    if (r.retention.keep == Keep::kCold) demote_unshared(run);
     // The run that was pinned may have grown or been split since: what others left behind it goes as well.
     const RunId left = prune(r.pinned);
     merge_path(left);
@@ -1215,7 +1242,7 @@ class BasicCache {
         ++r.stored;
         continue;
       }
-      const SlotId slot = in_tree ? allocate_slot() : kNoSlot;
+      const SlotId slot = in_tree ? allocate_slot(1) : kNoSlot;
       if (slot == kNoSlot) {
         stop_storing(lease);
         return;
@@ -1356,6 +1383,7 @@ class BasicCache {
   FlightReader* replaying_ = nullptr;
   std::unique_ptr<PrefixIndex> index_;
   Policy policy_;
+  FixedArray<BlockKey> keys_;  // of a path, for a policy that wants them
   BlockPool pool_;
   CacheStats stats_;
   std::uint32_t row_blocks_ = 0;

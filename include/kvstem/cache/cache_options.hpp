@@ -49,6 +49,7 @@ struct CacheOptions {
 
 struct AcquireOptions {
   std::uint64_t session = 0;  // names the chain that an agent works on; 0 is none. A hint for the policy only
+  std::uint64_t now_ms = 0;   // by a clock of the engine's that never goes back; for retention that has times
   std::uint32_t grid_tokens =
       0;  // > 0: the hit ends at a multiple of this and holds only blocks computed on that grid
   std::uint32_t have_tokens =

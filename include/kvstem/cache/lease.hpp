@@ -153,6 +153,7 @@ class BasicLease {
   /// until then. kByStep: what no step has stored yet is given up. kStale the second time.
   Status release(Retention retention = {}) noexcept {
     return logged(FlightOp::kRelease, 0, static_cast<std::uint32_t>(retention.keep), [&] {
+      cache_->put(retention.until_ms, retention.expect_reuse_at_ms);
       cache_->release(index_, retention);
       return Status();
     });

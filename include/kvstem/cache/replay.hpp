@@ -58,6 +58,7 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
       shape.scope = u32();
       shape.tokens = u32();
       shape.how.session = log.get<std::uint64_t>();
+      shape.how.now_ms = log.get<std::uint64_t>();
       shape.how.grid_tokens = u32();
       shape.how.have_tokens = u32();
       shape.how.reuse = u32() != 0;
@@ -104,7 +105,11 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
           case FlightOp::kAppend:
             done = lease.logged(FlightOp::kAppend, a, 0, [&] { return append(index, nullptr, a); });
             break;
-          case FlightOp::kRelease: done = lease.release({static_cast<Keep>(b)}); break;
+          case FlightOp::kRelease: {
+            const auto until_ms = log.get<std::uint64_t>(), expect_reuse_at_ms = log.get<std::uint64_t>();
+            done = lease.release({static_cast<Keep>(b), until_ms, expect_reuse_at_ms});
+            break;
+          }
           default: done = lease.abort();
         }
         return u32() == static_cast<std::uint32_t>(done.code()) ? Status() : kNonsense;

@@ -103,6 +103,7 @@ struct OpaqueHostOptions {
 struct OpaqueRequest {
   Prompt prompt{};
   std::uint64_t session = 0;  // an agent's chain; a newer turn replaces what an older one left. 0: none
+  std::uint64_t now_ms = 0;   // see AcquireOptions
   std::uint32_t grid_tokens =
       0;  // > 0: reuse ends on this grid and takes only state computed on it (bitwise equal logits)
   bool reuse = true;    // false: compute everything
@@ -132,8 +133,12 @@ struct OpaqueHostStats {
   std::uint64_t residents_admitted = 0, residents_dropped = 0;
 };
 
-template <OpaqueEngine Engine>
+/// `Policy` says which blocks of host memory go first; see policy/eviction_policy.hpp for which there are.
+template <OpaqueEngine Engine, EvictionPolicy Policy = Lru>
 class OpaqueHost {
+  using Cache = BasicCache<Policy>;
+  using Lease = BasicLease<Policy>;
+
  public:
   /// The engine must outlive the host. kInvalidArgument names the option that is wrong; kExhausted: no memory;
   /// kUnsupported: more than one group.
@@ -205,6 +210,7 @@ class OpaqueHost {
       }
     }
     auto lease = cache_->acquire(request.prompt, {.session = request.session,
+                                                  .now_ms = request.now_ms,
                                                   .grid_tokens = request.grid_tokens,
                                                   .have_tokens = shared,
                                                   .reuse = request.reuse,

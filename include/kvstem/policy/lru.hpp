@@ -6,7 +6,8 @@
 //
 // A list of runs by last use. A path is touched from its end to its root, so a run is always more recent than its
 // descendants, and the list's old end is a leaf unless it is in use. What is found there in use goes to the young end: it
-// is touched again when its use ends, so its order meanwhile does not matter.
+// is touched again when its use ends, so its order meanwhile does not matter. What was demoted is in a list of its own,
+// from which victims come first.
 //
 // Cost: O(1) for each call; `victim` amortised.
 #pragma once
@@ -19,13 +20,15 @@ namespace kvstem::inline v0 {
 
 class Lru {
  public:
-  static constexpr bool kWantsKeys = false;
+  static constexpr PolicyKeys kKeys = PolicyKeys::kNone;
 
   [[nodiscard]] bool take(const Memory& memory, PolicyLimits limits) noexcept {
-    // One entry more: the list's head.
+    // Two entries more: the lists' heads.
     head_ = limits.max_runs;
-    if (!entries_.take(memory, std::size_t{limits.max_runs} + 1)) return false;
-    entries_[head_] = {.older = head_, .younger = head_, .tick = 0};
+    cold_ = head_ + 1;
+    if (!entries_.take(memory, std::size_t{limits.max_runs} + 2)) return false;
+    for (const std::uint32_t head : {head_, cold_})
+      entries_[head] = {.older = head, .younger = head, .tick = 0};
     return true;
   }
 
@@ -33,8 +36,11 @@ class Lru {
   void on_request_end(const RequestFacts&) noexcept {}
   void on_hit(std::uint32_t run, std::uint32_t) noexcept {
     unlink(run);
-    link_youngest(run);
+    link_older_than(run, head_);
+    entries_[run].tick = tick_;
   }
+  void on_release(std::uint32_t run, std::uint32_t blocks) noexcept { on_hit(run, blocks); }
+  void on_path(std::span<const BlockKey>, std::uint32_t) noexcept {}
   void on_insert(std::uint32_t run, std::uint32_t parent, std::uint32_t) noexcept {
     // Just older than its parent, so that descendants go first. Roots are not in the list.
     link_older_than(run, parent == kNoVictim ? head_ : parent);
@@ -54,28 +60,30 @@ class Lru {
     --runs_;
   }
   void on_leaf(std::uint32_t) noexcept {}
-  void on_missed(BlockKey) noexcept {}
   void on_evicted(BlockKey) noexcept {}
   void demote(std::uint32_t run) noexcept {
     unlink(run);
-    link_older_than(run, entries_[head_].younger);
+    link_older_than(run, cold_);
     entries_[run].tick = 0;
   }
   [[nodiscard]] bool mergeable(std::uint32_t head, std::uint32_t tail) const noexcept {
     return entries_[head].tick == entries_[tail].tick;
   }
-  [[nodiscard]] std::uint32_t victim(Evictable evictable) noexcept {
+  [[nodiscard]] Victim victim(Evictable evictable) noexcept {
+    for (std::uint32_t run = entries_[cold_].younger; run != cold_; run = entries_[run].younger)
+      if (evictable(run)) return {run};
     for (std::uint32_t looked = 0; looked < runs_; ++looked) {
       const std::uint32_t run = entries_[head_].younger;
-      if (evictable(run)) return run;
+      if (run == head_) break;
+      if (evictable(run)) return {run};
       unlink(run);
       link_older_than(run, head_);
     }
-    return kNoVictim;
+    return {};
   }
 
  private:
-  // The ring runs head -> oldest -> ... -> youngest -> head.
+  // Two rings, each head -> oldest -> ... -> youngest -> head.
   struct Entry {
     std::uint32_t older, younger;
     std::uint64_t tick;  // request of the last use
@@ -92,13 +100,9 @@ class Lru {
     entries_[older].younger = run;
     entries_[younger].older = run;
   }
-  void link_youngest(std::uint32_t run) noexcept {
-    link_older_than(run, head_);
-    entries_[run].tick = tick_;
-  }
 
   FixedArray<Entry> entries_;
-  std::uint32_t head_ = 0;
+  std::uint32_t head_ = 0, cold_ = 0;
   std::uint32_t runs_ = 0;
   std::uint64_t tick_ = 0;
 };

@@ -9,6 +9,7 @@
 //   }
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -80,7 +81,8 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
     bool done = false;
     {
       P policy;
-      const bool ok = policy.take(taken.memory(), {.max_runs = kRuns, .capacity_blocks = kBlocks});
+      const bool ok = policy.take(taken.memory(),
+                                  {.max_runs = kRuns, .capacity_blocks = kBlocks, .path_blocks = kBlocks});
       done = ok && taken.calls < n;
       refuses = refuses && (done || !ok);
     }
@@ -93,7 +95,7 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
   // Two of them are told the same, and must answer the same.
   Taken taken;
   P policy, twin;
-  const PolicyLimits limits{.max_runs = kRuns, .capacity_blocks = kBlocks};
+  const PolicyLimits limits{.max_runs = kRuns, .capacity_blocks = kBlocks, .path_blocks = kBlocks};
   check(policy.take(taken.memory(), limits) && twin.take(heap_memory(), limits),
         "take() is true if memory is to be had");
   const std::uint64_t calls = taken.calls;
@@ -106,7 +108,8 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
   State state;
   state.runs.resize(kRuns);
   std::uint32_t blocks = 0;
-  bool answers_live = true, answers_evictable = true, answers_if_any = true, same = true, patient = true;
+  bool answers_live = true, answers_blocks = true, answers_evictable = true, answers_if_any = true,
+       same = true, patient = true;
   const auto any = [&](auto&& wanted) {
     const std::uint32_t first = below(kRuns);
     for (std::uint32_t i = 0; i < kRuns; ++i)
@@ -118,7 +121,7 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
   const auto key_of = [](std::uint32_t run, std::uint32_t block) { return BlockKey{run + 1, block + 1}; };
   const auto lose = [&](std::uint32_t run, std::uint32_t n, bool evicted) {
     Run& r = state.runs[run];
-    if constexpr (P::kWantsKeys)
+    if constexpr (P::kKeys != PolicyKeys::kNone)
       for (std::uint32_t b = r.blocks - n; evicted && b < r.blocks; ++b)
         tell([&](P& p) { p.on_evicted(key_of(run, b)); });
     r.blocks -= n;
@@ -143,37 +146,46 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
         },
         &state);
     state.asked = 0;
-    const std::uint32_t run = policy.victim(evictable);
+    const auto [run, most] = policy.victim(evictable);
     patient = patient && state.asked <= 4 * kRuns;
-    same = same && twin.victim(evictable) == run;
+    const Victim other = twin.victim(evictable);
+    same = same && other.run == run && other.blocks == most;
     answers_if_any = answers_if_any && (run != kNoVictim) == exists;
     ++(run == kNoVictim ? walk.refusals : walk.victims);
     if (run == kNoVictim) return false;
     answers_live = answers_live && run < kRuns && state.runs[run].live;
     if (!answers_live) return false;
     answers_evictable = answers_evictable && !state.runs[run].pinned && state.runs[run].children == 0;
-    lose(run, 1 + below(state.runs[run].blocks), true);
+    answers_blocks = answers_blocks && most > 0;
+    if (!answers_blocks) return false;
+    lose(run, 1 + below(std::min(most, state.runs[run].blocks)), true);
     return true;
   };
 
-  for (std::uint32_t step = 0; step < steps && answers_live; ++step) {
+  for (std::uint32_t step = 0; step < steps && answers_live && answers_blocks; ++step) {
     switch (below(8)) {
       case 0: {  // a request uses a path and adds to it
         const std::uint32_t end = below(4) == 0 ? kNoVictim : any(is_live);
-        const RequestFacts facts{.session = below(3), .prompt_blocks = 4, .matched_blocks = 2};
+        RequestFacts facts{
+            .session = below(3), .now_ms = 10ull * step, .prompt_blocks = 4, .matched_blocks = 2};
         ++walk.requests;
         tell([&](P& p) { p.on_request_begin(facts); });
-        const auto touch = [&](std::uint32_t from) {
+        const auto for_path = [&](std::uint32_t from, auto&& fn) {
           for (std::uint32_t run = from; run != kNoVictim; run = state.runs[run].parent)
-            tell([&](P& p) { p.on_hit(run, state.runs[run].blocks); });
+            tell([&](P& p) { fn(p, run, state.runs[run].blocks); });
         };
-        touch(end);
+        for_path(end, [](P& p, std::uint32_t run, std::uint32_t n) { p.on_hit(run, n); });
         const std::uint32_t n = 1 + below(4);
-        if constexpr (P::kWantsKeys)
-          for (std::uint32_t b = 0; b < n; ++b) {
-            const BlockKey key = key_of(below(kRuns), b);
-            tell([&](P& p) { p.on_missed(key); });
-          }
+        if constexpr (P::kKeys != PolicyKeys::kNone) {
+          std::vector<BlockKey> path;
+          if constexpr (P::kKeys == PolicyKeys::kPath)
+            for (std::uint32_t run = end; run != kNoVictim; run = state.runs[run].parent)
+              for (std::uint32_t b = state.runs[run].blocks; b-- > 0;)
+                path.insert(path.begin(), key_of(run, b));
+          const auto cached = static_cast<std::uint32_t>(path.size());
+          for (std::uint32_t b = 0; b < n; ++b) path.push_back(key_of(below(kRuns), b));
+          tell([&](P& p) { p.on_path(path, cached); });
+        }
         if (end != kNoVictim) state.runs[end].pinned = true;
         bool room = true;
         while (room && (blocks + n > kBlocks || any(is_free) == kNoVictim)) room = evict();
@@ -193,8 +205,11 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
           }
         }
         if (end != kNoVictim) state.runs[end].pinned = false;
-        touch(last);
+        facts.retention = {.keep = static_cast<Keep>(below(3)),
+                           .until_ms = facts.now_ms + below(2000),
+                           .expect_reuse_at_ms = below(2) * (facts.now_ms + below(500))};
         tell([&](P& p) { p.on_request_end(facts); });
+        for_path(last, [](P& p, std::uint32_t run, std::uint32_t blocks) { p.on_release(run, blocks); });
         break;
       }
       case 1:
@@ -250,6 +265,7 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
   }
   check(answers_live, "a victim is a run that is there");
   check(answers_evictable, "a victim is evictable");
+  check(answers_blocks, "a victim has blocks");
   check(answers_if_any, "there is a victim exactly if some run is evictable");
   check(!state.asked_for_nonsense, "evictable() is asked only about runs that are there");
   check(patient, "a victim is found within a few rounds over the runs");
