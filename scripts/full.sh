@@ -7,7 +7,8 @@
 # Takes about 40 minutes, and wants a quiet machine: the load before and after is written down beside the figures. The
 # status is 0 if every program ended well, which for the demo means that exactness and counts held; whether a bar on
 # speed was met stands in the table and in the file. The model is measured as it is and, without bars, in BF16, whose
-# prefill is two to three times as fast.
+# prefill is two to three times as fast. Replays are measured on the traces in KVSTEM_TRACE_DIR, if that is set
+# (docs/replay.md says which they are).
 set -uo pipefail
 # shellcheck source=scripts/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
@@ -43,6 +44,7 @@ measure() {
 demo=build/release/examples/llama/demo/kvstem_demo
 measure index build/release/benchmarks/kvstem_bench_index_match
 measure instructions scripts/callgrind.sh
+measure replay python3 scripts/lib/replay_figures.py build/release/kvstem
 measure agents "$demo" --model "$llama_model" --workload agents
 for form in Q4_1 BF16; do
   model="$llama_model"

@@ -4,26 +4,29 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <utility>
 
 #include "input.hpp"
 
 namespace kvstem::cli {
 
-Capacity Capacity::parse(const std::string& text) {
-  struct Suffix {
-    const char* name;
-    double factor;
-    Unit unit;
-  };
-  static constexpr Suffix kSuffixes[] = {
-      {"", 1, Unit::kBlocks},        {"%", 1, Unit::kPercent},      {"B", 1, Unit::kBytes},
-      {"KiB", 0x1p10, Unit::kBytes}, {"MiB", 0x1p20, Unit::kBytes}, {"GiB", 0x1p30, Unit::kBytes},
-      {"TiB", 0x1p40, Unit::kBytes}, {"kB", 1e3, Unit::kBytes},     {"MB", 1e6, Unit::kBytes},
-      {"GB", 1e9, Unit::kBytes},     {"TB", 1e12, Unit::kBytes}};
-  const auto bad = [&](const char* why) {
-    return InputError("--capacity " + text + ": " + why +
-                      "; write blocks (4096), percent of the distinct blocks (5%) or bytes (16GiB)");
-  };
+namespace {
+
+struct Suffix {
+  const char* name;
+  double factor;
+  Capacity::Unit unit;
+};
+using Unit = Capacity::Unit;
+constexpr Suffix kSuffixes[] = {
+    {"", 1, Unit::kBlocks},        {"%", 1, Unit::kPercent},      {"B", 1, Unit::kBytes},
+    {"KiB", 0x1p10, Unit::kBytes}, {"MiB", 0x1p20, Unit::kBytes}, {"GiB", 0x1p30, Unit::kBytes},
+    {"TiB", 0x1p40, Unit::kBytes}, {"kB", 1e3, Unit::kBytes},     {"MB", 1e6, Unit::kBytes},
+    {"GB", 1e9, Unit::kBytes},     {"TB", 1e12, Unit::kBytes}};
+
+/// A number and its unit. `bad(why)` makes the error.
+template <class Bad>
+std::pair<double, Unit> parse_number(const std::string& text, Bad&& bad) {
   const char* begin = text.c_str();
   char* end = nullptr;
   const double value = std::strtod(begin, &end);
@@ -32,9 +35,28 @@ Capacity Capacity::parse(const std::string& text) {
   for (const auto& [name, factor, unit] : kSuffixes) {
     if (std::string(end) != name) continue;
     if (unit == Unit::kBlocks && value != std::floor(value)) throw bad("blocks are whole numbers");
-    return {text, value * factor, unit};
+    return {value * factor, unit};
   }
   throw bad("is no unit that I know");
+}
+
+}  // namespace
+
+Capacity Capacity::parse(const std::string& text) {
+  const auto [value, unit] = parse_number(text, [&](const char* why) {
+    return InputError("--capacity " + text + ": " + why +
+                      "; write blocks (4096), percent of the distinct blocks (5%) or bytes (16GiB)");
+  });
+  return {text, value, unit};
+}
+
+double parse_bytes(const std::string& option, const std::string& text) {
+  const auto bad = [&](const char* why) {
+    return InputError(option + " " + text + ": " + why + "; write bytes with a unit (16GiB, 50GB)");
+  };
+  const auto [value, unit] = parse_number(text, bad);
+  if (unit != Unit::kBytes) throw bad("has no unit of bytes");
+  return value;
 }
 
 std::uint64_t Capacity::blocks(std::uint32_t distinct_blocks, std::uint32_t block_tokens,

@@ -22,4 +22,7 @@ struct Capacity {
                                      double bytes_per_token) const;
 };
 
+/// "16GiB" in bytes. Throws InputError, in which `option` is named, for what is none, and for 0.
+[[nodiscard]] double parse_bytes(const std::string& option, const std::string& text);
+
 }  // namespace kvstem::cli

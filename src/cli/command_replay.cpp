@@ -15,20 +15,19 @@
 #include "optimum.hpp"
 #include "output.hpp"
 #include "replay.hpp"
-#include "trace.hpp"
+#include "trace_options.hpp"
 
 namespace kvstem::cli {
 namespace {
 
 struct Options {
-  std::vector<std::string> traces;
+  TraceOptions traces;
   std::vector<std::string> policies{"lru"};
   std::vector<std::string> capacities{"1%", "2%", "5%", "10%", "20%", "50%"};
   std::vector<double> pin_seconds;
   std::string hints = "none";
   HintNoise noise;
-  std::uint32_t trace_block_tokens = 0;
-  double bytes_per_token = 0, from = 0, to = 1, warm_up = 0;
+  double bytes_per_token = 0;
   std::string json, per_request;
 };
 
@@ -48,18 +47,6 @@ const ReplayPolicy& policy_named(const std::string& name) {
     known += (known.empty() ? "" : ", ") + std::string(policy.name);
   }
   throw InputError("--policy " + name + ": is none that I know; there are " + known);
-}
-
-TracePart part_of(const Trace& trace, const Options& options) {
-  const auto at = [&](double fraction) {
-    return static_cast<std::size_t>(std::llround(fraction * static_cast<double>(trace.requests.size())));
-  };
-  TracePart part{at(options.from), 0, at(options.to)};
-  part.counted = part.begin + static_cast<std::size_t>(
-                                  std::llround(options.warm_up * static_cast<double>(part.end - part.begin)));
-  if (part.counted >= part.end)
-    throw InputError(trace.name + ": --from, --to and --warm-up leave no request to count");
-  return part;
 }
 
 /// Tokens found by the counted requests.
@@ -123,10 +110,7 @@ int run(const Options& options) {
                          [](const std::string& name) { return &policy_named(name); });
   std::vector<Capacity> capacities(options.capacities.size());
   std::ranges::transform(options.capacities, capacities.begin(), &Capacity::parse);
-  if (!(options.from >= 0 && options.from < options.to && options.to <= 1))
-    throw InputError("--from and --to are fractions, 0 <= from < to <= 1");
-  if (!(options.warm_up >= 0 && options.warm_up < 1))
-    throw InputError("--warm-up is a fraction, 0 or more and less than 1");
+  options.traces.check();
   const HintKind hint_kind = hint_kind_named(options.hints);
   for (const double share : {options.noise.recall, options.noise.false_ends})
     if (!(share >= 0 && share <= 1))
@@ -140,7 +124,7 @@ int run(const Options& options) {
     setup.pin_seconds = options.pin_seconds[0];
     setup.pin_seconds_per_output_token = options.pin_seconds[1];
   }
-  if (!options.per_request.empty() && policies.size() * capacities.size() * options.traces.size() != 1)
+  if (!options.per_request.empty() && policies.size() * capacities.size() * options.traces.paths.size() != 1)
     throw InputError("--per-request takes one trace, one --policy and one --capacity");
   std::optional<OutputFile> per_request, json;
   if (!options.per_request.empty()) per_request.emplace(options.per_request);
@@ -149,18 +133,14 @@ int run(const Options& options) {
   nlohmann::ordered_json report{{"checks", nlohmann::ordered_json::array()},
                                 {"results", nlohmann::ordered_json::array()}};
   bool all_plausible = true;
-  for (const std::string& path : options.traces) {
-    const Trace trace = read_trace(
-        path, options.trace_block_tokens == 0 ? std::nullopt : std::optional(options.trace_block_tokens));
-    const TracePart part = part_of(trace, options);
-    const std::uint32_t distinct = distinct_blocks(trace, part);
-    if (distinct == 0)
-      throw InputError(path + ": no prompt has a whole block of " + std::to_string(trace.block_tokens) +
-                       " tokens, so nothing can be cached");
+  for (const std::string& path : options.traces.paths) {
+    const LoadedTrace loaded = options.traces.load(path);
+    const Trace& trace = loaded.trace;
+    const TracePart& part = loaded.part;
+    const std::uint32_t distinct = loaded.distinct_blocks;
+    const std::uint64_t input_tokens = loaded.input_tokens;
     const NextUses uses(trace, part);
     const std::vector<RequestHint> hints = hints_of(trace, part, hint_kind, options.noise);
-    std::uint64_t input_tokens = 0;
-    for (std::size_t i = part.counted; i < part.end; ++i) input_tokens += trace.requests[i].input_tokens;
     const auto rate = [&](const std::vector<std::uint32_t>& found) {
       return input_tokens == 0
                  ? 0
@@ -170,7 +150,7 @@ int run(const Options& options) {
     std::printf(
         "%s%s: %zu requests, %llu input tokens, %u distinct blocks of %u tokens; an infinite cache finds "
         "%.4f of the tokens\n\n%-9s %20s  %8s  %7s  %10s  %10s  %10s  %8s\n",
-        &path == options.traces.data() ? "" : "\n", path.c_str(), part.end - part.counted,
+        &path == options.traces.paths.data() ? "" : "\n", path.c_str(), part.end - part.counted,
         static_cast<unsigned long long>(input_tokens), distinct, trace.block_tokens, infinite, "policy",
         "capacity in blocks", "hit rate", "optimum", "whole path", "gap closed", "evicted", "ns/block");
     for (const Capacity& capacity : capacities) {
@@ -187,8 +167,9 @@ int run(const Options& options) {
                                   << ", \"matched_tokens\": " << std::uint64_t{matched} * trace.block_tokens
                                   << "}\n";
           };
+        const ReplayPolicy::Replay run = told.empty() ? policy.replay : policy.replay_with_hints;
         Progress progress(std::string(policy.name) + ", " + capacity.text);
-        return (told.empty() ? policy.replay : policy.replay_with_hints)(trace, part, setup, progress);
+        return run(trace, part, setup, progress);
       };
       const ReplayPolicy& reference = replay_policies().front();
       const ReplayResult lru = replay(reference, {});
@@ -238,9 +219,7 @@ int run(const Options& options) {
 Command add_replay(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   Options& o = *options;
-  app.add_option("TRACE", o.traces, "Mooncake JSON lines, plain, gzip or zstd; - is standard input")
-      ->required()
-      ->option_text("TRACE...");
+  o.traces.add_to(app);
   app.add_option("--policy", o.policies, "Eviction policies, separated by commas: lru, lru2, arc, adaptive")
       ->delimiter(',')
       ->allow_extra_args(false)
@@ -255,14 +234,6 @@ Command add_replay(CLI::App& app) {
   app.add_option("--bytes-per-token", o.bytes_per_token,
                  "State of one token, in bytes; for capacities in bytes")
       ->check(CLI::PositiveNumber);
-  app.add_option("--trace-block-tokens", o.trace_block_tokens,
-                 "Tokens for each hash id, 1 to 1024; else found from the lengths")
-      ->check(CLI::Range(1, 1024));
-  app.add_option("--from", o.from, "Where the replay begins, as a fraction of the requests")
-      ->capture_default_str();
-  app.add_option("--to", o.to, "Where it ends, as a fraction of the requests")->capture_default_str();
-  app.add_option("--warm-up", o.warm_up, "Fraction of the replayed requests that only fill the cache")
-      ->capture_default_str();
   app.add_option(
          "--pin-seconds", o.pin_seconds,
          "BASE,PER_TOKEN: a request holds its blocks for BASE seconds and PER_TOKEN for each output token; "

@@ -13,5 +13,8 @@ namespace kvstem::cli {
 using Command = std::function<int()>;
 
 [[nodiscard]] Command add_replay(CLI::App& app);
+[[nodiscard]] Command add_plan(CLI::App& app);
+[[nodiscard]] Command add_trace(CLI::App& app);
+[[nodiscard]] Command add_why(CLI::App& app);
 
 }  // namespace kvstem::cli

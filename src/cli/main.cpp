@@ -40,6 +40,10 @@ int run(std::vector<std::string> arguments) {
   add("replay",
       "Replay traces through the real cache, for policies and capacities, with the optimum beside them",
       &add_replay);
+  add("plan", "How much memory to buy: what LRU finds at every size, by tier, and what that gains",
+      &add_plan);
+  add("trace", "Write a trace of synthetic traffic with stated properties", &add_trace);
+  add("why", "Why prompts miss: where they leave the tree of earlier prompts, and what that costs", &add_why);
   try {
     std::ranges::reverse(arguments);  // as this parser takes them
     app.parse(std::move(arguments));

@@ -73,6 +73,7 @@ ReplayResult replay_with(const Trace& trace, const TracePart& part, const Replay
                                    .max_leases = leases,
                                    .max_lease_tokens = (longest + 1) * block_tokens,
                                    .max_scopes = 1,
+                                   .max_runs = capacity + longest + 1024,
                                    .max_readers = 1}),
                     "replay");
   const ScopeId scope = must(cache->open_scope({.model = "trace", .vocab_size = 1}), "replay");

@@ -22,7 +22,7 @@ def run(arguments, stdin=b""):
     return subprocess.run([kvstem, *arguments], input=stdin, capture_output=True, timeout=60)
 
 
-def refused(what, says, content, arguments=(), trace="trace"):
+def refused(what, says, content, arguments=(), trace="trace", command="replay"):
     """`says`: what the message must hold. `content`: bytes of the trace, or None for no file."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, trace)
@@ -30,7 +30,7 @@ def refused(what, says, content, arguments=(), trace="trace"):
             with open(path, "wb") as file:
                 file.write(content)
         outputs = ["--json", os.path.join(folder, "out.json")]
-        result = run(["replay", path, *outputs, *arguments])
+        result = run([command, path, *outputs, *arguments])
         message = result.stderr.decode()
         left = sorted(set(os.listdir(folder)) - {trace})
         if result.returncode != 2 or message.count("\n") != 1 or says not in message or left:
@@ -87,11 +87,29 @@ refused("a cut zstd file", "ends early", b"\x28\xb5\x2f\xfd\x04")
 
 refused("a zstd file with wrong bytes", "the zstd data is damaged", b"\x28\xb5\x2f\xfd" + b"\xff" * 40)
 
-for arguments in ([], ["frobnicate"], ["replay"]):
+for command, needed in (("why", []), ("plan", ["--bytes-per-token", "1000"])):
+    def also(what, says, content, arguments=(), command=command, needed=needed):
+        refused(f"{command}: {what}", says, content, [*needed, *arguments], command=command)
+    also("a truncated line", "line 2: is no JSON", good + line()[:40].encode())
+    also("time running backwards", "line 2: time runs backwards", (line(timestamp=7) + "\n" + line(timestamp=6)).encode())
+    also("an empty file", "holds no request", b"")
+    also("a missing file", "No such file", None)
+    also("a part that is backwards", "--from and --to", good, ["--from", "0.9", "--to", "0.1"])
+    also("an unknown option", "--frobnicate", good, ["--frobnicate"])
+refused("why: capacity 0", "must be more than 0", good, ["--capacity", "0"], command="why")
+refused("why: no places", "--top", good, ["--top", "0"], command="why")
+refused("plan: nothing said of a token", "--model", good, command="plan")
+refused("plan: a negative size", "must be more than 0", good, ["--bytes-per-token", "1", "--disk=-1GiB"], command="plan")
+refused("plan: a size without unit", "no unit of bytes", good, ["--bytes-per-token", "1", "--disk", "100"], command="plan")
+refused("plan: half of the gain", "both", good, ["--bytes-per-token", "1", "--prefill-speed", "100"], command="plan")
+refused("plan: a missing model", "nowhere", good, ["--model", "/nowhere"], command="plan")
+refused("plan: an element without a model", "needs --model", good, ["--bytes-per-token", "1", "--kv-element-bytes", "1"], command="plan")
+
+for arguments in ([], ["frobnicate"], ["replay"], ["why"], ["plan"], ["trace"]):
     result = run(arguments)
     if result.returncode != 2 or result.stderr.count(b"\n") != 1:
         wrong.append(f"kvstem {arguments}: status {result.returncode}, said {result.stderr!r}")
-for arguments in (["--help"], ["replay", "--help"], ["--version"]):
+for arguments in (["--help"], ["replay", "--help"], ["why", "--help"], ["plan", "--help"], ["trace", "--help"], ["--version"]):
     result = run(arguments)
     if result.returncode != 0 or not result.stdout or result.stderr:
         wrong.append(f"kvstem {arguments}: status {result.returncode}, said {result.stderr!r}")

@@ -9,37 +9,13 @@
 #include <set>
 #include <vector>
 
+#include "random_trace.hpp"
 #include "replay.hpp"
 #include "support/catch.hpp"
 
 namespace {
 
 using namespace kvstem::cli;
-
-/// Random prompts over a small tree: `parents` as in a Trace.
-Trace random_trace(std::mt19937& random, std::uint32_t nodes, std::uint32_t requests) {
-  Trace trace;
-  trace.name = "random";
-  trace.block_tokens = 16;
-  for (std::uint32_t n = 0; n < nodes; ++n)
-    trace.parents.push_back(n == 0 || random() % 4 == 0 ? Trace::kNoNode
-                                                        : static_cast<std::uint32_t>(random() % n));
-  for (std::uint32_t i = 0; i < requests; ++i) {
-    std::vector<std::uint32_t> path;
-    for (auto n = static_cast<std::uint32_t>(random() % nodes); n != Trace::kNoNode; n = trace.parents[n])
-      path.push_back(n);
-    std::reverse(path.begin(), path.end());
-    const auto blocks = static_cast<std::uint32_t>(path.size());
-    trace.requests.push_back({.timestamp_ms = 1000.0 * i,
-                              .input_tokens = 16 * blocks + static_cast<std::uint32_t>(random() % 16),
-                              .first_block = static_cast<std::uint32_t>(trace.nodes.size()),
-                              .blocks = blocks});
-    trace.nodes.insert(trace.nodes.end(), path.begin(), path.end());
-  }
-  return trace;
-}
-
-TracePart all_of(const Trace& trace) { return {0, 0, trace.requests.size()}; }
 
 std::uint32_t found_in(const std::set<std::uint32_t>& cache, std::span<const std::uint32_t> path) {
   std::uint32_t found = 0;

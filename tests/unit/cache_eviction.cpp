@@ -262,3 +262,29 @@ TEST_CASE("a prompt that names no scope is refused") {
   const Tokens prompt = tokens(8);
   CHECK(host.cache->acquire({.tokens = prompt}).status().code() == StatusCode::kInvalidArgument);
 }
+
+TEST_CASE("prompts of a single block each can take all slots, with tokens and keyed") {
+  for (const IndexMode mode : {IndexMode::kTokens, IndexMode::kKeys}) {
+    constexpr std::uint32_t kSlots = 20'000;
+    CacheOptions o = small(kSlots);
+    o.mode = mode;
+    o.max_runs = kSlots + 1;
+    Host<> host(o);
+    std::uint64_t step = 0;
+    for (std::uint32_t i = 0; i < kSlots; ++i) {
+      const TokenId word[5] = {static_cast<TokenId>(i), 1, 2, 3, 4};
+      const BlockKey key{0x9e3779b97f4a7c15ull * (i + 1), i};
+      auto lease = mode == IndexMode::kTokens
+                       ? host.cache->acquire({.scope = host.scope, .tokens = word})
+                       : host.cache->acquire({.scope = host.scope, .keys = {&key, 1}, .tail_tokens = 1});
+      REQUIRE(lease.ok());
+      REQUIRE(lease->matched_tokens() == 0);
+      REQUIRE(lease->reserve(4).ok());
+      REQUIRE(lease->commit(4).ok());
+      REQUIRE(lease->release().ok());
+      REQUIRE(host.cache->end_step({0, ++step}).ok());
+    }
+    CHECK(host.cache->stats().evicted_blocks == 0);
+    CHECK(host.cache->audit().ready_blocks == kSlots);
+  }
+}

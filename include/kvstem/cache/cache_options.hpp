@@ -35,7 +35,7 @@ struct CacheOptions {
   std::uint32_t max_leases = 64;            // requests at once, with those released that wait for a point
   std::uint32_t max_lease_tokens = 8192;    // the longest sequence
   std::uint32_t max_scopes = 64;
-  std::uint32_t max_runs = 0;      // 0: as IndexOptions
+  std::uint32_t max_runs = 0;  // 0: as IndexOptions; prompts that add fewer than four blocks each need more
   std::uint32_t max_readers = 16;  // threads that probe
   std::uint32_t max_changes = 0;   // change records kept until taken; 0 is off
   KeyFunction key_function = xxh3_key_function();

@@ -69,8 +69,8 @@ struct IndexOptions {
   IndexMode mode = IndexMode::kTokens;
   IndexMode replayed = IndexMode::kTokens;  // kNothing only: the mode that the log was recorded in
   std::uint32_t block_tokens = 16;          // 1 to kMaxBlockTokens
-  std::uint32_t capacity_blocks = 0;        // blocks that can be present at once, up to fragmentation
-  std::uint32_t max_runs = 0;               // 0: one for each four blocks, and 1,024
+  std::uint32_t capacity_blocks = 0;        // blocks that can be present at once
+  std::uint32_t max_runs = 0;               // chains without a branch; 0: one for each four blocks, and 1,024
   std::uint32_t max_readers = 16;
   Memory memory = heap_memory();
 };
@@ -534,7 +534,11 @@ class PrefixIndex {
   [[nodiscard]] bool take() noexcept {
     const std::uint32_t max_runs =
         options_.max_runs != 0 ? options_.max_runs : options_.capacity_blocks / 4 + 1024;
-    return arena_.take(options_.memory, options_.capacity_blocks, unit_bytes(), has_units()) &&
+    // However short the runs are, what is left over at their ends takes no block's place.
+    const std::uint64_t spare = std::uint64_t{max_runs} * (SpanArena::quantum_units(unit_bytes()) - 1);
+    const auto units =
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(options_.capacity_blocks + spare, 1u << 31));
+    return arena_.take(options_.memory, units, unit_bytes(), has_units()) &&
            runs_.take(options_.memory, max_runs) && table_.take(options_.memory, max_runs) &&
            retired_.take(options_.memory, max_runs / 4 + 1024) &&
            epochs_.take(options_.memory, options_.max_readers);

@@ -44,12 +44,16 @@ class SpanArena {
   };
   static_assert(sizeof(Segment) == 32);
 
+  /// Units that are handed out together. At least 128 bytes, so that 32 bytes of bookkeeping stay small beside them.
+  [[nodiscard]] static constexpr std::uint32_t quantum_units(std::uint32_t unit_bytes) noexcept {
+    return unit_bytes >= 64 ? 2 : std::bit_ceil(128 / unit_bytes);
+  }
+
   /// Without `has_units` the same units are given out, with no bytes behind them (a replay).
   [[nodiscard]] bool take(const Memory& memory, std::uint32_t units, std::uint32_t unit_bytes,
                           bool has_units = true) noexcept {
     unit_bytes_ = has_units ? unit_bytes : 0;
-    // A quantum is at least 128 bytes, so that its 32 bytes of bookkeeping stay small beside it.
-    quantum_units_ = unit_bytes >= 64 ? 2 : std::bit_ceil(128 / unit_bytes);
+    quantum_units_ = quantum_units(unit_bytes);
     const std::uint32_t big = quantum_units_ << kMaxOrder;
     quanta_ = (units + big - 1) / big << kMaxOrder;
     for (auto& head : free_) head = kNoSegment;
