@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Any policy, and what the engine knows besides: that a session is over (Keep::kCold), that state should be kept longer
-// (Keep::kHigh, until a time), that it will be used again at about a time. On real traffic "this session is over" is worth
-// more than any policy: of what LRU misses in a cache of a twentieth of all blocks it brings back four fifths.
+// (Keep::kHigh, until a time), that it will be used again at about a time. "This session is over" is worth more than any
+// policy: on a trace of chats, in a cache of a twentieth of all blocks, it closes four fifths of LRU's gap to the optimum.
 //
 // Wrong hints cost little. What is cold goes first, but can be found until then. A session that was said to be over and
 // comes back counts against all that say so; while more than half of them do, the word is not believed. What is protected goes
