@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "capacity.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <utility>
@@ -62,7 +63,7 @@ double parse_bytes(const std::string& option, const std::string& text) {
 std::uint64_t Capacity::blocks(std::uint32_t distinct_blocks, std::uint32_t block_tokens,
                                double bytes_per_token) const {
   double blocks = value;
-  if (unit == Unit::kPercent) blocks = value / 100 * distinct_blocks;
+  if (unit == Unit::kPercent) blocks = std::max(1.0, value / 100 * distinct_blocks);
   if (unit == Unit::kBytes) {
     if (!(bytes_per_token > 0)) throw InputError("--capacity " + text + ": bytes need --bytes-per-token");
     blocks = value / bytes_per_token / block_tokens;

@@ -17,7 +17,7 @@ struct Capacity {
 
   /// Throws InputError for what is none, and for 0.
   static Capacity parse(const std::string& text);
-  /// Throws InputError where that is less than one block, or bytes without `bytes_per_token`.
+  /// A percentage is a block at least. Throws InputError where bytes are less than one, or lack `bytes_per_token`.
   [[nodiscard]] std::uint64_t blocks(std::uint32_t distinct_blocks, std::uint32_t block_tokens,
                                      double bytes_per_token) const;
 };

@@ -66,9 +66,6 @@ Setup understand(const Options& options) {
       {"accelerator", bytes("--device-memory", options.device_memory), 0},
       {"host", bytes("--host-memory", options.host_memory), bytes("--host-link", options.host_link)},
       {"disk", bytes("--disk", options.disk), bytes("--disk-link", options.disk_link)}};
-  for (const double speed : {options.prefill_speed, options.decode_speed})
-    if (!(speed >= 0) || !std::isfinite(speed))
-      throw InputError("--prefill-speed and --decode-speed are tokens a second");
   if ((options.prefill_speed > 0) != (options.decode_speed > 0))
     throw InputError("the gain needs both --prefill-speed and --decode-speed");
   return setup;
@@ -186,13 +183,17 @@ std::string advice(const Plan& plan, const Setup& setup, double all_bytes, doubl
     return "Most of the time goes into decoding: no prefix cache can help much, whatever its size.";
   if (most == 0) return size_of(enough) + " find 95 % of what repeats: that is the size to begin with.";
   if (found >= 0.95 * infinite)
-    return "What you have finds 95 % of what repeats or more: more memory brings next to nothing.";
+    return "What you have finds nearly all that repeats (95 % or more): more memory brings next to nothing.";
   return size_of(enough) + " in the largest tier would find 95 % of what repeats; you find " +
          std::to_string(static_cast<int>(std::floor(100 * found / infinite))) + " % of it.";
 }
 
 nlohmann::ordered_json report(const LoadedTrace& loaded, const Setup& setup, const Options& options) {
   const Plan plan(loaded, setup);
+  for (const Tier& tier : setup.tiers)
+    if (tier.bytes > 0 && plan.blocks(tier.bytes) == 0)
+      throw InputError(std::string(tier.name) + " memory of " + size_of(tier.bytes) +
+                       " is less than one block of " + size_of(plan.block_bytes()));
   const double all_bytes = loaded.distinct_blocks * plan.block_bytes();
   const double infinite = plan.hit_rate(loaded.distinct_blocks);
   std::printf(
@@ -252,7 +253,7 @@ nlohmann::ordered_json report(const LoadedTrace& loaded, const Setup& setup, con
         "1 / (1 - saved x share):\n%.2f times the requests if loads hide behind computing",
         100 * gain->prefill_share, 100 * gain->saved_work,
         setup.attention_equal_tokens > 0 ? " (less than of its tokens: what is new attends to all before it)"
-                                         : "",
+                                         : " (too much where attention counts: --model says how much)",
         gain->hidden_loads);
     if (gain->exposed > 0)
       std::printf(", %.2f times if nothing hides them (they take %.1f %% of what they save)",
@@ -266,6 +267,8 @@ nlohmann::ordered_json report(const LoadedTrace& loaded, const Setup& setup, con
                       {"times_if_loads_do_not", gain->exposed_loads},
                       {"ceiling", gain->ceiling}};
   }
+  if (!any && options.prefill_speed > 0)
+    std::printf("\nFor the gain say how large the tiers are: --device-memory, --host-memory, --disk.\n");
   const std::string sentence = advice(plan, setup, all_bytes, infinite, gain);
   std::printf("\nAdvice: %s\n", sentence.c_str());
   result["advice"] = sentence;
@@ -275,6 +278,9 @@ nlohmann::ordered_json report(const LoadedTrace& loaded, const Setup& setup, con
 int run(const Options& options) {
   options.traces.check();
   const Setup setup = understand(options);
+  std::vector<std::string> inputs = options.traces.paths;
+  inputs.push_back(options.model);
+  keep_apart(inputs, {options.json});
   std::optional<OutputFile> json;
   if (!options.json.empty()) json.emplace(options.json);
   nlohmann::ordered_json results = nlohmann::ordered_json::array();
@@ -310,9 +316,11 @@ Command add_plan(CLI::App& app) {
   app.add_option("--host-memory", o.host_memory, "Host memory for KV (256GiB)");
   app.add_option("--disk", o.disk, "Disk for KV (2TiB)");
   app.add_option("--prefill-speed", o.prefill_speed,
-                 "Prompt tokens a second that the engine computes at this trace's lengths; for the gain");
+                 "Prompt tokens a second that the engine computes at this trace's lengths; for the gain")
+      ->check(CLI::PositiveNumber);
   app.add_option("--decode-speed", o.decode_speed,
-                 "Output tokens a second of the whole engine, in its usual batch; for the gain");
+                 "Output tokens a second of the whole engine, in its usual batch; for the gain")
+      ->check(CLI::PositiveNumber);
   app.add_option("--host-link", o.host_link, "Bytes a second from host memory to the accelerator (50GB)");
   app.add_option("--disk-link", o.disk_link, "Bytes a second from disk to the accelerator (7GB)");
   app.add_option("--json", o.json, "Write the results to this file, as JSON");

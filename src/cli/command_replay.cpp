@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -126,6 +127,7 @@ int run(const Options& options) {
   }
   if (!options.per_request.empty() && policies.size() * capacities.size() * options.traces.paths.size() != 1)
     throw InputError("--per-request takes one trace, one --policy and one --capacity");
+  keep_apart(options.traces.paths, {options.per_request, options.json});
   std::optional<OutputFile> per_request, json;
   if (!options.per_request.empty()) per_request.emplace(options.per_request);
   if (!options.json.empty()) json.emplace(options.json);
@@ -252,9 +254,13 @@ Command add_replay(CLI::App& app) {
   app.add_option("--hint-false-ends", o.noise.false_ends,
                  "With --hints session: the fraction of the other requests that are told to be the last")
       ->capture_default_str();
-  app.add_option("--seed", o.noise.seed, "For what is random: which ends are told")->capture_default_str();
+  app.add_option("--seed", o.noise.seed, "For what is random: which ends are told, 0 to 2^63 - 1")
+      ->check(CLI::Range(std::int64_t{0}, std::numeric_limits<std::int64_t>::max()))
+      ->capture_default_str();
   app.add_option("--per-request", o.per_request,
-                 "Write input and matched tokens of each request to this file, as JSON lines");
+                 "Write input and matched tokens of each request to this file, as JSON lines; for one trace, "
+                 "one policy and one "
+                 "capacity");
   app.add_option("--json", o.json, "Write the results to this file, as JSON");
   return [options] { return run(*options); };
 }

@@ -77,10 +77,10 @@ nlohmann::ordered_json report(const LoadedTrace& loaded, const Options& options,
   }
   std::printf("\nWhere they leave: the worst %zu of %zu places\n\n%-14s %8s %15s %20s %15s  %s\n", shown,
               d.forks.size(), "after tokens", "prompts", "computed there", "of all that leave",
-              "at most saved", "requests, counted from 0");
+              "at most saved", "requests, from 0: first that began so, last that left here");
   for (std::size_t i = 0; i < shown; ++i) {
     const Fork& fork = d.forks[i];
-    std::printf("%-14llu %8u %15llu %18.1f %% %15llu  first with this beginning %zu, last that left it %zu\n",
+    std::printf("%-14llu %8u %15llu %18.1f %% %15llu  %zu, %zu\n",
                 static_cast<unsigned long long>(fork.depth) * block, fork.prompts,
                 static_cast<unsigned long long>(fork.computed_blocks) * block,
                 percent(fork.computed_blocks * block, d.diverged_tokens),
@@ -104,6 +104,7 @@ nlohmann::ordered_json report(const LoadedTrace& loaded, const Options& options,
 int run(const Options& options) {
   options.traces.check();
   const Capacity capacity = Capacity::parse(options.capacity);
+  keep_apart(options.traces.paths, {options.json});
   std::optional<OutputFile> json;
   if (!options.json.empty()) json.emplace(options.json);
   nlohmann::ordered_json results = nlohmann::ordered_json::array();

@@ -48,7 +48,12 @@ int run(std::vector<std::string> arguments) {
     std::ranges::reverse(arguments);  // as this parser takes them
     app.parse(std::move(arguments));
     for (const auto& [command, work] : commands)
-      if (command->parsed()) return work();
+      if (command->parsed()) {
+        const int status = work();
+        if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+          throw InputError("standard output could not be written");
+        return status;
+      }
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // help and version
     return refuse(std::string(e.what()) + "; see --help");

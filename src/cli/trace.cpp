@@ -159,7 +159,7 @@ class BlockSize {
   /// False if no size fits this line too.
   bool narrow(std::uint64_t tokens, std::uint64_t ids) {
     if (ids == 0) return true;
-    if (given_) return ids <= (tokens + *given_ - 1) / *given_;
+    if (given_) return ids >= tokens / *given_ && ids <= (tokens + *given_ - 1) / *given_;
     least_ = std::max(least_, tokens / (ids + 1) + 1);  // the last, part of a block, may have no id
     if (ids > 1) most_ = std::min(most_, (tokens - 1) / (ids - 1));
     return std::bit_ceil(least_) <= most_;
@@ -172,7 +172,7 @@ class BlockSize {
   }
   [[nodiscard]] std::string complaint(std::uint64_t tokens, std::uint64_t ids) const {
     const std::string text = std::to_string(ids) + " hash_ids for " + std::to_string(tokens) + " tokens are ";
-    if (given_) return text + "more than blocks of " + std::to_string(*given_) + " tokens allow";
+    if (given_) return text + "more, or fewer, than blocks of " + std::to_string(*given_) + " tokens allow";
     return text +
            "more than the length allows, or fewer, by any block size that is a power of two and fits the "
            "lines before; name the size with --trace-block-tokens";

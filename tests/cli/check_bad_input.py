@@ -38,6 +38,8 @@ def refused(what, says, content, arguments=(), trace="trace", command="replay"):
 
 
 good = (line() + "\n").encode()
+refused("fewer ids than a given block size asks for", "line 1: 2 hash_ids for 1024 tokens", good, ["--trace-block-tokens", "16"])
+refused("a seed below 0", "--seed", good, ["--seed", "-1"])
 refused("a truncated line", "line 2: is no JSON", good + line()[:40].encode())
 refused("text", "line 1: is no JSON", b"hello\n")
 refused("an array", "line 1: is an array", b"[1, 2]\n")
@@ -69,7 +71,7 @@ refused("capacity 0", "must be more than 0", good, ["--capacity", "0"])
 refused("a negative capacity", "must be more than 0", good, ["--capacity=-5"])
 refused("a capacity that is none", "is no number", good, ["--capacity", "much"])
 refused("bytes of unknown tokens", "need --bytes-per-token", good, ["--capacity", "1GiB"])
-refused("less than a block", "is less than one block", good, ["--capacity", "1%"])
+refused("less than a block", "is less than one block", good, ["--capacity", "1kB", "--bytes-per-token", "1000"])
 refused("an unknown policy", "there are lru", good, ["--policy", "clock"])
 refused("unknown hints", "there are none, engine, session", good, ["--hints", "oracle"])
 refused("noise without an oracle", "need --hints session", good, ["--capacity", "1", "--hint-recall", "0.5"])
@@ -124,6 +126,42 @@ for name, content in (("plain", good * 50), ("gzip", gzip.compress(good * 20) + 
     if result.returncode != 0 or result.stderr or len(rows) != 2 or (expected or rows) != rows:
         wrong.append(f"{name}: status {result.returncode}, printed {result.stdout!r}, said {result.stderr!r}")
     expected = rows
+
+# Outputs: never the input, never one for two, through links, and into pipes and devices as they are.
+with tempfile.TemporaryDirectory() as folder:
+    path, link, target = (os.path.join(folder, name) for name in ("trace", "link", "target"))
+    with open(path, "wb") as file:
+        file.write(good)
+    with open(target, "w") as file:
+        file.write("old")
+    os.symlink(target, link)
+    for arguments, says in ((["replay", path, "--capacity", "1", "--json", path], b"is read as well"),
+                            (["why", path, "--json", os.path.join(folder, ".", "trace")], b"is read as well"),
+                            (["plan", path, "--bytes-per-token", "1", "--json", path], b"is read as well"),
+                            (["replay", path, "--capacity", "1", "--json", target, "--per-request", link], b"is written twice"),
+                            (["replay", path, "--json", folder], b"is a folder"), (["replay", path, "--json", "-"], b"is no file")):
+        result = run(arguments)
+        with open(path, "rb") as file:
+            kept = file.read() == good
+        if result.returncode != 2 or says not in result.stderr or result.stderr.count(b"\n") != 1 or result.stdout or not kept:
+            wrong.append(f"{arguments}: status {result.returncode}, said {result.stderr!r}, input kept: {kept}")
+    result = run(["replay", path, "--capacity", "1", "--json", link])
+    with open(target) as file:
+        if result.returncode != 0 or not os.path.islink(link) or json.load(file)["results"][0]["policy"] != "lru":
+            wrong.append(f"a link was not followed: {result}")
+    pipe = os.path.join(folder, "pipe")
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    result = run(["replay", path, "--capacity", "1", "--json", pipe])
+    if result.returncode != 0 or b"hit_rate" not in reader.communicate(timeout=60)[0]:
+        wrong.append(f"a named pipe: {result}")
+    with open("/dev/full", "wb") as full:
+        for arguments in (["replay", path, "--capacity", "1"], ["why", path], ["plan", path, "--bytes-per-token", "1"]):
+            result = subprocess.run([kvstem, *arguments], stdout=full, stderr=subprocess.PIPE)
+            if result.returncode != 2 or b"standard output could not be written" not in result.stderr:
+                wrong.append(f"{arguments} to a full device: {result}")
+    if sorted(os.listdir(folder)) != ["link", "pipe", "target", "trace"]:
+        wrong.append(f"left behind: {os.listdir(folder)}")
 
 for text in wrong:
     print(text)

@@ -42,8 +42,9 @@ TEMPLATE_TEST_CASE("a policy keeps the contract of policies", "", Lru, Lru2, Arc
           static_cast<int>(walk.splits), static_cast<int>(walk.merges), static_cast<int>(walk.trims),
           static_cast<int>(walk.erases), static_cast<int>(walk.demotions), static_cast<int>(walk.victims),
           static_cast<int>(walk.refusals));
-    for (const std::uint64_t times : {walk.requests, walk.inserts, walk.grows, walk.splits, walk.merges,
-                                      walk.trims, walk.erases, walk.demotions, walk.victims, walk.refusals})
+    for (const std::uint64_t times :
+         {walk.requests, walk.overlaps, walk.inserts, walk.grows, walk.splits, walk.merges, walk.trims,
+          walk.erases, walk.demotions, walk.victims, walk.refusals})
       CHECK(times > 50);
   }
   CHECK(GhostPolicy::seen.contradictions == 0);

@@ -52,6 +52,21 @@ TEST_CASE(
   CHECK(o.victim().run == 1);
 }
 
+TEST_CASE("hints: what two sessions have used is not given up by one of them") {
+  Order o;
+  o.fill(3);
+  o.use({1}, 20);
+  o.use({1}, 21, {.keep = Keep::kCold});
+  CHECK(o.victim().run == 0);
+  // A run that grew out of it is its own.
+  o.request({}, 21);
+  o.policy.on_insert(5, 1, 1);
+  o.release({5, 1}, 21, {.keep = Keep::kCold});
+  CHECK(o.victim().run == 5);
+  o.policy.on_erase(5);
+  CHECK(o.drain() == Runs{0, 2, 1});
+}
+
 TEST_CASE("hints: high priority goes last, until it expires") {
   Order o;
   o.fill(3);

@@ -199,6 +199,7 @@ class BasicLease {
   std::uint32_t generation_ = 0;
 };
 
+/// Of a cache with another policy: BasicCache<Policy>::Lease.
 using Lease = BasicLease<Lru>;
 
 }  // namespace kvstem::inline v0

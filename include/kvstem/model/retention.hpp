@@ -8,7 +8,8 @@
 //   Status s = lease.release({.keep = Keep::kHigh, .until_ms = now + 3'600'000});   // a paying guest, for an hour
 //
 // kCold is understood by every policy; the rest by those wrapped in `Hinted` (policy/hinted.hpp), which also stops to
-// believe kCold of sessions that come back all the same.
+// believe kCold of sessions that come back all the same. Times are those of AcquireOptions::now_ms: an engine that does not
+// give it has no times, and nothing expires.
 #pragma once
 
 #include <cstdint>
@@ -18,10 +19,9 @@ namespace kvstem::inline v0 {
 enum class Keep : std::uint8_t {
   kNormal,  // as the policy sees fit
   kCold,    // first to go, but not gone: a wrong "it is over" must be cheap
-  kHigh,    // last to go, until `until_ms`
+  kHigh,    // last to go, until `until_ms`, which must be given
 };
 
-/// Times are those of the engine's clock that AcquireOptions::now_ms shows.
 struct Retention {
   Keep keep = Keep::kNormal;
   std::uint64_t until_ms = 0;            // when kHigh expires

@@ -8,10 +8,15 @@
 // blocks as it needs, at most as many as the policy says, and asks again if that was not enough. A policy never has to
 // know who is pinned or who has descendants: it calls `evictable(run)` while it searches.
 //
-// Order of calls for one request: on_request_begin, on_hit for each run of the matched path (deepest first), on_path with
-// keys (only if kKeys asks for them), on_insert / on_grow for what is added, ..., on_request_end, and on_release for each
-// run of its path (deepest first). Other requests' calls come in between. A use counts once, when it begins; on_release
-// says how long it lasted, so that what was in use all along is recent.
+// Order of calls for one request: on_request_begin, on_split if the match ends inside a run, on_hit for each run of the
+// matched path (deepest first), on_path with keys (only if kKeys asks for them), on_insert / on_grow for what is added, ...,
+// on_request_end, on_release for each run of its path (deepest first), demote for what it gives up, on_merge for runs that
+// may be one again. Victims are asked for, and trimmed or erased, whenever room is needed; and while a request is open,
+// others begin and end. A use counts once, when it begins; on_release says how long it lasted, so that what was in use all
+// along is recent. A use undoes demote.
+//
+// The same calls must lead to the same answers (a flight log replays them). `evictable` may be asked about live runs only,
+// and a victim should be found within a few rounds over them. Head and tail of a split must be mergeable until one is used.
 //
 // Threads: the cache's one. Cost: every call should be O(1) or O(log runs), on_path O(keys); `victim` may be amortised. No
 // allocation after `take`.

@@ -5,10 +5,12 @@
 // (Keep::kHigh, until a time), that it will be used again at about a time. "This session is over" is worth more than any
 // policy: on a trace of chats, in a cache of a twentieth of all blocks, it closes four fifths of LRU's gap to the optimum.
 //
-// Wrong hints cost little. What is cold goes first, but can be found until then. A session that was said to be over and
-// comes back counts against all that say so; while more than half of them do, the word is not believed. What is protected goes
-// last, not never; it is at most half of the cache, and protection ends: of kHigh at its time, of an expected use as long
-// after that as it was announced before.
+// Wrong hints cost little. What is cold goes first, but can be found until then. What two sessions have used is not one's to
+// give up: it stays as it is when one of them is over. A session that was said to be over and comes back counts against all
+// that say so; while more than half of them do (and more than eight), the word is not believed. Both need
+// AcquireOptions::session; without it every word is believed. What is protected goes last, not never; it is at most half of
+// the cache, first come, first served; and protection ends: of kHigh at its time, of an expected use as long after that as it
+// was announced before. Times need AcquireOptions::now_ms.
 //
 // Use it where hints come; without any it does what the wrapped policy does, a little slower.
 //
@@ -43,6 +45,7 @@ class Hinted {
     policy_.on_request_begin(facts);
   }
   void on_request_end(const RequestFacts& facts) noexcept {
+    session_ = facts.session;
     if (facts.retention.keep == Keep::kCold && facts.session != 0) {
       (void)ended_.put(session_key(facts.session), ++ends_);
       if (++judged_ >= kHalfLife) {
@@ -59,13 +62,18 @@ class Hinted {
   void on_hit(std::uint32_t run, std::uint32_t blocks) noexcept { policy_.on_hit(run, blocks); }
   void on_release(std::uint32_t run, std::uint32_t blocks) noexcept {
     if (until_ms_ > now_ms_ && blocks > 0) protect(run);
+    Run& r = runs_[run];
+    if (session_ != 0 && blocks > 0) {
+      r.shared = r.shared || (r.session != 0 && r.session != session_);
+      r.session = session_;
+    }
     policy_.on_release(run, blocks);
   }
   void on_path(std::span<const BlockKey> keys, std::uint32_t cached) noexcept {
     policy_.on_path(keys, cached);
   }
   void on_insert(std::uint32_t run, std::uint32_t parent, std::uint32_t blocks) noexcept {
-    runs_[run] = {.until_ms = 0, .blocks = blocks};
+    runs_[run] = {.until_ms = 0, .session = 0, .blocks = blocks, .shared = false};
     policy_.on_insert(run, parent, blocks);
   }
   void on_grow(std::uint32_t run, std::uint32_t blocks) noexcept {
@@ -74,7 +82,8 @@ class Hinted {
     policy_.on_grow(run, blocks);
   }
   void on_split(std::uint32_t head, std::uint32_t tail, std::uint32_t blocks) noexcept {
-    runs_[head] = {runs_[tail].until_ms, blocks};
+    runs_[head] = runs_[tail];
+    runs_[head].blocks = blocks;
     runs_[tail].blocks -= blocks;
     policy_.on_split(head, tail, blocks);
   }
@@ -93,12 +102,13 @@ class Hinted {
   void on_leaf(std::uint32_t run) noexcept { policy_.on_leaf(run); }
   void on_evicted(BlockKey key) noexcept { policy_.on_evicted(key); }
   void demote(std::uint32_t run) noexcept {
-    if (came_back_ > kDoubt + judged_ / 2) return;
+    if (runs_[run].shared || came_back_ > kDoubt + judged_ / 2) return;
     unprotect(run);
     policy_.demote(run);
   }
   [[nodiscard]] bool mergeable(std::uint32_t head, std::uint32_t tail) const noexcept {
-    return runs_[head].until_ms == runs_[tail].until_ms && policy_.mergeable(head, tail);
+    const Run &h = runs_[head], &t = runs_[tail];
+    return h.until_ms == t.until_ms && h.shared == t.shared && policy_.mergeable(head, tail);
   }
   [[nodiscard]] Victim victim(Evictable evictable) noexcept {
     if (protected_ == 0) return policy_.victim(evictable);
@@ -122,7 +132,9 @@ class Hinted {
 
   struct Run {
     std::uint64_t until_ms;  // 0: not protected
+    std::uint64_t session;   // that used it last; 0: none that said its name
     std::uint32_t blocks;
+    bool shared;  // another session has used it as well
   };
 
   [[nodiscard]] static BlockKey session_key(std::uint64_t session) noexcept { return {session, 0}; }
@@ -153,6 +165,7 @@ class Hinted {
   GhostTable ended_;
   std::uint64_t now_ms_ = 0;
   std::uint64_t until_ms_ = 0;                        // of the request that ended last
+  std::uint64_t session_ = 0;                         // and its session
   std::uint64_t protected_ = 0, most_protected_ = 0;  // blocks
   std::uint64_t ends_ = 0;
   std::uint32_t judged_ = 0, came_back_ = 0;

@@ -20,8 +20,8 @@ namespace kvstem::inline v0 {
 
 /// How often each thing happened, for a test that wants to know that it saw everything.
 struct EvictionPolicyWalk {
-  std::uint64_t requests = 0, inserts = 0, grows = 0, splits = 0, merges = 0, trims = 0, erases = 0,
-                demotions = 0;
+  std::uint64_t requests = 0, overlaps = 0, inserts = 0, grows = 0, splits = 0, merges = 0, trims = 0,
+                erases = 0, demotions = 0;
   std::uint64_t victims = 0, refusals = 0;  // asked and answered; nothing was evictable
 };
 
@@ -33,6 +33,12 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
   struct Run {
     bool live = false, pinned = false;
     std::uint32_t parent = kNoVictim, children = 0, blocks = 0;
+    std::uint32_t held = 0;  // by requests that are open
+    [[nodiscard]] bool in_use() const { return pinned || held > 0; }
+  };
+  struct Request {
+    RequestFacts facts;
+    std::uint32_t end;  // of its path; kNoVictim if it has none
   };
   struct State {
     std::vector<Run> runs;
@@ -44,7 +50,7 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
         asked_for_nonsense = true;
         return false;
       }
-      return !runs[run].pinned && runs[run].children == 0;
+      return !runs[run].in_use() && runs[run].children == 0;
     }
   };
   const auto next = [&seed] {  // splitmix64
@@ -108,8 +114,8 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
   State state;
   state.runs.resize(kRuns);
   std::uint32_t blocks = 0;
-  bool answers_live = true, answers_blocks = true, answers_evictable = true, answers_if_any = true,
-       same = true, patient = true;
+  bool answers_live = true, answers_blocks = true, whole = true, answers_evictable = true,
+       answers_if_any = true, same = true, patient = true;
   const auto any = [&](auto&& wanted) {
     const std::uint32_t first = below(kRuns);
     for (std::uint32_t i = 0; i < kRuns; ++i)
@@ -139,7 +145,7 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
   };
   const auto evict = [&] {
     bool exists = false;
-    for (const Run& r : state.runs) exists = exists || (r.live && !r.pinned && r.children == 0);
+    for (const Run& r : state.runs) exists = exists || (r.live && !r.in_use() && r.children == 0);
     const Evictable evictable(
         [](const void* s, std::uint32_t run) noexcept {
           return static_cast<const State*>(s)->evictable(run);
@@ -155,25 +161,39 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
     if (run == kNoVictim) return false;
     answers_live = answers_live && run < kRuns && state.runs[run].live;
     if (!answers_live) return false;
-    answers_evictable = answers_evictable && !state.runs[run].pinned && state.runs[run].children == 0;
+    answers_evictable = answers_evictable && !state.runs[run].in_use() && state.runs[run].children == 0;
     answers_blocks = answers_blocks && most > 0;
     if (!answers_blocks) return false;
     lose(run, 1 + below(std::min(most, state.runs[run].blocks)), true);
     return true;
   };
 
+  const auto for_path = [&](std::uint32_t from, auto&& fn) {
+    for (std::uint32_t run = from; run != kNoVictim; run = state.runs[run].parent)
+      tell([&](P& p) { fn(p, run, state.runs[run].blocks); });
+  };
+  std::vector<Request> open;
+  const auto end_one = [&] {
+    const std::uint32_t which = below(static_cast<std::uint32_t>(open.size()));
+    Request request = open[which];
+    open.erase(open.begin() + which);
+    walk.overlaps += !open.empty();
+    request.facts.retention = {.keep = static_cast<Keep>(below(3)),
+                               .until_ms = request.facts.now_ms + below(2000),
+                               .expect_reuse_at_ms = below(2) * (request.facts.now_ms + below(500))};
+    tell([&](P& p) { p.on_request_end(request.facts); });
+    for_path(request.end, [](P& p, std::uint32_t run, std::uint32_t n) { p.on_release(run, n); });
+    if (request.end != kNoVictim) --state.runs[request.end].held;
+  };
+
   for (std::uint32_t step = 0; step < steps && answers_live && answers_blocks; ++step) {
     switch (below(8)) {
       case 0: {  // a request uses a path and adds to it
         const std::uint32_t end = below(4) == 0 ? kNoVictim : any(is_live);
-        RequestFacts facts{
+        const RequestFacts facts{
             .session = below(3), .now_ms = 10ull * step, .prompt_blocks = 4, .matched_blocks = 2};
         ++walk.requests;
         tell([&](P& p) { p.on_request_begin(facts); });
-        const auto for_path = [&](std::uint32_t from, auto&& fn) {
-          for (std::uint32_t run = from; run != kNoVictim; run = state.runs[run].parent)
-            tell([&](P& p) { fn(p, run, state.runs[run].blocks); });
-        };
         for_path(end, [](P& p, std::uint32_t run, std::uint32_t n) { p.on_hit(run, n); });
         const std::uint32_t n = 1 + below(4);
         if constexpr (P::kKeys != PolicyKeys::kNone) {
@@ -186,7 +206,7 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
           for (std::uint32_t b = 0; b < n; ++b) path.push_back(key_of(below(kRuns), b));
           tell([&](P& p) { p.on_path(path, cached); });
         }
-        if (end != kNoVictim) state.runs[end].pinned = true;
+        if (end != kNoVictim) ++state.runs[end].held;
         bool room = true;
         while (room && (blocks + n > kBlocks || any(is_free) == kNoVictim)) room = evict();
         std::uint32_t last = end;
@@ -204,12 +224,10 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
             tell([&](P& p) { p.on_insert(last, end, n); });
           }
         }
-        if (end != kNoVictim) state.runs[end].pinned = false;
-        facts.retention = {.keep = static_cast<Keep>(below(3)),
-                           .until_ms = facts.now_ms + below(2000),
-                           .expect_reuse_at_ms = below(2) * (facts.now_ms + below(500))};
-        tell([&](P& p) { p.on_request_end(facts); });
-        for_path(last, [](P& p, std::uint32_t run, std::uint32_t blocks) { p.on_release(run, blocks); });
+        if (end != kNoVictim) --state.runs[end].held;
+        if (last != kNoVictim) ++state.runs[last].held;
+        open.push_back({facts, last});
+        if (open.size() > below(4)) end_one();
         break;
       }
       case 1:
@@ -229,13 +247,13 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
         state.runs[tail].blocks -= n;
         state.runs[tail].parent = head;
         tell([&](P& p) { p.on_split(head, tail, n); });
-        same = same && policy.mergeable(head, tail) && twin.mergeable(head, tail);
+        whole = whole && policy.mergeable(head, tail) && twin.mergeable(head, tail);
         break;
       }
       case 4: {
         const std::uint32_t tail = any([&](const Run& r) {
           return r.live && r.parent != kNoVictim && state.runs[r.parent].children == 1 &&
-                 !state.runs[r.parent].pinned;
+                 !state.runs[r.parent].in_use();
         });
         if (tail == kNoVictim) break;
         const std::uint32_t head = state.runs[tail].parent;
@@ -249,12 +267,12 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
         break;
       }
       case 5: {  // given up without eviction
-        const std::uint32_t run = any([](const Run& r) { return r.live && !r.pinned && r.children == 0; });
+        const std::uint32_t run = any([](const Run& r) { return r.live && !r.in_use() && r.children == 0; });
         if (run != kNoVictim) lose(run, 1 + below(state.runs[run].blocks), false);
         break;
       }
       case 6: {
-        const std::uint32_t run = any([](const Run& r) { return r.live && !r.pinned && r.children == 0; });
+        const std::uint32_t run = any([](const Run& r) { return r.live && !r.in_use() && r.children == 0; });
         if (run == kNoVictim || below(4) != 0) break;
         ++walk.demotions;
         tell([&](P& p) { p.demote(run); });
@@ -269,6 +287,7 @@ EvictionPolicyWalk run_eviction_policy_contract(std::uint64_t seed, Check&& chec
   check(answers_if_any, "there is a victim exactly if some run is evictable");
   check(!state.asked_for_nonsense, "evictable() is asked only about runs that are there");
   check(patient, "a victim is found within a few rounds over the runs");
+  check(whole, "head and tail of a split are mergeable");
   check(same, "the same calls lead to the same answers");
   check(taken.calls == calls, "nothing is allocated after take()");
   return walk;
