@@ -23,14 +23,7 @@ class GhostTable {
     return ghosts_.take(memory, std::max<std::uint64_t>(1, (ghosts + kWays - 1) / kWays) * kWays);
   }
 
-  /// The key's value; 0 if it is not there.
-  [[nodiscard]] std::uint64_t find(BlockKey key) const noexcept {
-    const Ghost* set = set_of(key);
-    for (std::size_t i = 0; i < kWays; ++i)
-      if (set[i].value != 0 && set[i].tag == key.lo) return set[i].value;
-    return 0;
-  }
-  /// Its value, and it is there no longer.
+  /// Removes the key and returns its value; 0 if it is not there.
   std::uint64_t take_out(BlockKey key) noexcept {
     Ghost* set = set_of(key);
     for (std::size_t i = 0; i < kWays; ++i)
@@ -64,9 +57,6 @@ class GhostTable {
     return static_cast<std::size_t>((x >> 32) * (ghosts_.size() / kWays) >> 32);
   }
   [[nodiscard]] Ghost* set_of(BlockKey key) noexcept { return ghosts_.data() + set_index(key) * kWays; }
-  [[nodiscard]] const Ghost* set_of(BlockKey key) const noexcept {
-    return ghosts_.data() + set_index(key) * kWays;
-  }
 
   FixedArray<Ghost> ghosts_;
 };
