@@ -175,6 +175,70 @@ void count_eviction() {
   check(host.cache->stats().evicted_blocks == kTurn, "something else was evicted");
 }
 
+/// What the cache does in a step for 256 sequences that decode a token each, scheduled one step ahead: with nothing to
+/// publish, and where each completes a block.
+void count_decoding() {
+  constexpr std::uint32_t kRunning = 256;
+  CacheOptions options = paged();
+  options.max_leases = kRunning;
+  options.max_lease_tokens = 1024;
+  Host host(options);
+  std::vector<Sequence> sequences;
+  std::vector<Lease> leases;
+  for (std::uint32_t s = 0; s < kRunning; ++s) {
+    sequences.emplace_back(s, kTurn + 2);
+    leases.push_back(host.acquire(sequences[s].first(kTurn)));
+    host.compute(leases[s]);
+  }
+  std::uint64_t at = 0;
+  std::uint32_t token = kTurn * kBlockTokens;
+  const auto step = [&] {
+    const Point point{0, ++at};
+    for (std::uint32_t s = 0; s < kRunning; ++s) {
+      check(leases[s].reserve(1));
+      check(leases[s].append({&sequences[s][token], 1}));
+      check(leases[s].commit(1, point));
+    }
+    ++token;
+    check(host.cache->end_step(point));
+    check(host.cache->reach({0, at - 1}));
+  };
+  for (int warm_up = 0; warm_up < 4; ++warm_up) step();
+  const std::uint64_t before = host.cache->stats().inserted_blocks;
+  count("cache/step/decode_256", 1, [&] {
+    step();
+    return host.cache->stats().inserted_blocks == before;
+  });
+  while (token % kBlockTokens != 0) step();
+  count("cache/step/publish_256", 1, [&] {
+    step();  // it reaches the point of the one before, which completed the blocks
+    return host.cache->stats().inserted_blocks == before + kRunning;
+  });
+}
+
+/// A fork of a sequence, and the first write of each of the two.
+void count_fork(std::uint32_t blocks) {
+  Host host(paged());
+  const Sequence sequence(0, blocks + 1);
+  Lease parent = host.acquire(sequence.first(blocks));
+  check(parent.append(sequence.part(blocks, 1).first(kBlockTokens / 2)));
+  host.compute(parent);
+  const std::string after = "/after_" + std::to_string(blocks);
+  Lease child;
+  count("cache/fork" + after, 1, [&] {
+    child = need(parent.fork());
+    return child.committed_tokens() == parent.committed_tokens();
+  });
+  count("cache/copy_on_write" + after, 1, [&] {
+    std::array<StepEntry, 4> room;
+    check(child.reserve(1));
+    check(parent.reserve(1));
+    const auto entries = host.cache->take_step(room);
+    for (const StepEntry& entry : entries) check(host.cache->complete({entry, {}}));
+    return entries.size() == 1;
+  });
+}
+
 // ---- policies ------------------------------------------------------------------------------------------------------
 
 /// By itself, with 4,096 runs of 16 blocks: 1,024 requests that use one run each, and 1,024 victims.
@@ -240,7 +304,9 @@ int run() {
     count_turns("cache/turn_by_token_with_changes", with_changes, 1, before, turns);
     count_turns("cache/turn_by_step", by_step, kTurn * kBlockTokens, before, turns);
     count_request(before);
+    count_fork(before);
   }
+  count_decoding();
   count_eviction();
   count_policy<Lru>("lru");
   count_policy<Lru2>("lru2");

@@ -199,7 +199,7 @@ class Host {
     for (;;) {
       const auto entries = cache->take_step(room);
       if (entries.empty()) break;
-      for (const StepEntry& entry : entries) cache->complete({entry, {}});
+      for (const StepEntry& entry : entries) (void)cache->complete({entry, {}});
     }
   }
   void release(Lease& lease) {

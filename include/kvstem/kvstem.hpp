@@ -23,6 +23,7 @@
 #include "kvstem/base/version.hpp"
 #include "kvstem/cache/cache.hpp"
 #include "kvstem/cache/replay.hpp"
+#include "kvstem/cache/step_codec.hpp"
 #include "kvstem/host/opaque_host.hpp"
 #include "kvstem/index/prefix_index.hpp"
 #include "kvstem/model/block_key.hpp"

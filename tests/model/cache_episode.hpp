@@ -59,7 +59,7 @@ struct Tally {
   std::uint64_t hit_blocks = 0, collisions = 0, sibling_collisions = 0, evictions = 0,
                 evictions_under_pins = 0;
   std::uint64_t exhausted = 0, followed = 0, waited = 0, took_over = 0, invalidated = 0, duplicates = 0,
-                unpublished = 0, gave_up = 0;
+                canonical = 0, unpublished = 0, gave_up = 0;
   std::uint64_t splits = 0, merges = 0, ghost_hits = 0, replayed_bytes = 0, rebuilt = 0;
 };
 
@@ -112,6 +112,7 @@ struct Node {
   BlockKey key, parent_key;
   std::shared_ptr<const Text> text;  // a prompt that contains it, for probing
   std::uint32_t blocks;
+  std::int32_t slot;  // in place
 };
 
 struct InFlight {

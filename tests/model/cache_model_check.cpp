@@ -73,6 +73,7 @@ TEST_CASE("a cache does what a map of prefixes does") {
                                                         {"took over", tally.took_over},
                                                         {"invalidated", tally.invalidated},
                                                         {"duplicates", tally.duplicates},
+                                                        {"made canonical", tally.canonical},
                                                         {"unpublished", tally.unpublished},
                                                         {"gave up", tally.gave_up},
                                                         {"splits", tally.splits},

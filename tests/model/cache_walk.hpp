@@ -262,6 +262,7 @@ class Walk {
     for (Request& r : requests_) {
       if (!r.live) continue;
       const std::uint32_t until = reached_tokens(r) / bt();
+      for (std::uint32_t b = r.settled; in_place() && b < until; ++b) use_published(r, b);
       r.settled = std::max(r.settled, until);
       if (r.releasing && reached_tokens(r) == r.committed) gone(r);
     }
@@ -286,13 +287,37 @@ class Walk {
       }
   }
 
+  /// Where another request has published the block first, this one goes on with that slot.
+  void use_published(Request& r, std::uint32_t b) {
+    const auto node = present_.find(r.text.digests[b]);
+    const bool published = node != present_.end() && node->second.slot != r.table[b];
+    const bool certain = r.shared && !r.cut && !r.gave_up && config_.max_runs == 0;
+    std::int32_t now = r.table[b];
+    if (!r.releasing)
+      now = r.lease.table(0)[b];
+    else if (published && certain)
+      now = node->second.slot;
+    else if (published && r.shared)
+      now = -1;  // nobody can say
+    MUST(now == r.table[b] || now == -1 || (published && now == node->second.slot));
+    MUST(!published || !certain || now == node->second.slot);
+    if (now == r.table[b]) return;
+    if (now != -1) {
+      slots_[r.table[b]].state = kPoison;
+      ++tally_.canonical;
+    }
+    slots_[r.table[b]].last_read = step_;
+    r.table[b] = now;
+  }
+
   void gone(Request& r, bool given_up = false) {
     if (!given_up) {
       ++ended_;
       queried_ += r.prompt_tokens;
       hits_ += r.matched * bt();
     }
-    for (const std::int32_t slot : r.table) slots_[slot].last_read = step_;
+    for (const std::int32_t slot : r.table)
+      if (slot >= 0) slots_[slot].last_read = step_;
     r.live = r.releasing = false;
   }
 
@@ -333,7 +358,8 @@ class Walk {
                 c.key,
                 b == 0 ? root_keys_[r.text.scope] : r.text.keys[b - 1],
                 nullptr,
-                b + 1};
+                b + 1,
+                in_place() ? r.table[b] : -1};
         if (config_.small_keys) node.text = std::make_shared<Text>(r.text);
         return true;
       }
@@ -745,7 +771,7 @@ class Walk {
       slot.state = ok && of_use ? r.state[e.block] : kPoison;
       MUST(!ok || !of_use || slot.state == r.text.digests[e.block]);
       if (mine && ok) stored_by_ = &r, stored_block_ = e.block;
-      cache_->complete({e, ok ? Status() : failure});
+      MUST(cache_->complete({e, ok ? Status() : failure}).ok());
       if (mine && !ok) r.cut = true;
       take_changes();
       stored_by_ = nullptr;
@@ -765,7 +791,7 @@ class Walk {
     }
     const std::uint32_t matched = r.matched;
     const bool releasing = r.releasing;
-    cache_->complete({e, ok ? Status() : failure});
+    MUST(cache_->complete({e, ok ? Status() : failure}).ok());
     take_changes();
     if (mine && !ok && e.block < matched) {
       if (releasing) {
@@ -785,6 +811,7 @@ class Walk {
     const auto table = r.lease.table(0);
     for (std::uint32_t b = 0; b < r.settled; ++b) {
       if (!r.releasing) MUST(table[b] == r.table[b]);
+      if (r.table[b] < 0) continue;
       MUST(slots_[r.table[b]].state == r.text.digests[b]);
     }
   }

@@ -224,17 +224,18 @@ TEST_CASE("a result that is reported twice, or for nothing, changes nothing") {
   const auto stores = host.cache->take_step(room);
   REQUIRE(stores.size() == 2);
   for (int twice = 0; twice < 2; ++twice)
-    for (const StepEntry& e : stores) host.cache->complete({e, {}});
+    for (const StepEntry& e : stores)
+      CHECK(host.cache->complete({e, {}}).code() == (twice == 0 ? StatusCode::kOk : StatusCode::kStale));
   CHECK(host.cache->stats().inserted_blocks == 2);
   StepEntry nonsense = stores[0];
   nonsense.slot = 1'000'000;
-  host.cache->complete({nonsense, {}});
+  CHECK(host.cache->complete({nonsense, {}}).code() == StatusCode::kStale);
   nonsense = {};
   nonsense.kind = StepKind::kStore;
-  host.cache->complete({nonsense, {}});
+  CHECK(host.cache->complete({nonsense, {}}).code() == StatusCode::kStale);
   nonsense.kind = StepKind::kLoad;
   nonsense.slot = stores[0].slot;
-  host.cache->complete({nonsense, Status(StatusCode::kCorrupt, "")});
+  CHECK(host.cache->complete({nonsense, Status(StatusCode::kCorrupt, "")}).code() == StatusCode::kStale);
   CHECK(host.cache->audit().balanced());
   CHECK(lease.release().ok());
   CHECK(host.found(tokens(9)) == 8);

@@ -50,7 +50,7 @@ TEST_CASE("committed blocks are stored once, and found when that is done") {
     CHECK(stores[b].lease == lease.index());
     CHECK(stores[b].key == chain.keys()[b]);
     CHECK(host.found(tokens(13)) == 4 * b);
-    host.cache->complete({stores[b], {}});
+    REQUIRE(host.cache->complete({stores[b], {}}).ok());
   }
   CHECK(host.found(tokens(13)) == 12);
   auto next = host.acquire(tokens(13), {.have_tokens = 5});
@@ -97,8 +97,8 @@ TEST_CASE("a failed load shortens the lease and takes what rests on the block ou
   auto lease = host.acquire(tokens(8) + tokens(9, 100)), sibling = host.acquire(tokens(8) + tokens(9, 200));
   const auto loads = take(host);
   REQUIRE(loads.size() == 8);
-  host.cache->complete({loads[0], {}});
-  host.cache->complete({loads[1], kDamaged});  // block 1 of both prompts
+  REQUIRE(host.cache->complete({loads[0], {}}).ok());
+  REQUIRE(host.cache->complete({loads[1], kDamaged}).ok());  // block 1 of both prompts
   CHECK(lease.live());
   CHECK(lease.matched_tokens() == 4);
   CHECK(lease.committed_tokens() == 4);
@@ -111,7 +111,7 @@ TEST_CASE("a failed load shortens the lease and takes what rests on the block ou
   host.compute(busy);
   for (const StepEntry& store : take(host))
     for (std::size_t i = 2; i < loads.size(); ++i) CHECK(store.slot != loads[i].slot);
-  for (std::size_t i = 2; i < loads.size(); ++i) host.cache->complete({loads[i], {}});
+  for (std::size_t i = 2; i < loads.size(); ++i) REQUIRE(host.cache->complete({loads[i], {}}).ok());
   CHECK(sibling.matched_tokens() == 16);
   CHECK(host.cache->audit().balanced());
   // Whoever found it damaged computes it again.
@@ -128,10 +128,10 @@ TEST_CASE("a lease that comes to load what another found damaged is shortened") 
   StepEntry room[8];
   const auto loads = host.cache->take_loads(first, room);
   REQUIRE(loads.size() == 4);
-  host.cache->complete({loads[0], {}});
-  host.cache->complete({loads[1], {}});
-  host.cache->complete({loads[2], kDamaged});
-  host.cache->complete({loads[3], {}});
+  REQUIRE(host.cache->complete({loads[0], {}}).ok());
+  REQUIRE(host.cache->complete({loads[1], {}}).ok());
+  REQUIRE(host.cache->complete({loads[2], kDamaged}).ok());
+  REQUIRE(host.cache->complete({loads[3], {}}).ok());
   CHECK(first.matched_tokens() == 8);
   CHECK(second.matched_tokens() == 16);
   CHECK(host.cache->take_loads(second, room).size() == 2);
@@ -150,8 +150,8 @@ TEST_CASE("a failed load takes back what was committed on top of it") {
     host.compute(lease, waits ? Point{1, 1} : kNow);
     CHECK(take(host).empty());  // nothing is stored that rests on an open load
     if (waits) REQUIRE(lease.release().ok());
-    host.cache->complete({loads[0], kDamaged});
-    host.cache->complete({loads[1], {}});
+    REQUIRE(host.cache->complete({loads[0], kDamaged}).ok());
+    REQUIRE(host.cache->complete({loads[1], {}}).ok());
     REQUIRE(host.cache->reach({1, 1}).ok());
     CHECK(take(host).empty());
     CHECK(host.found(tokens(17)) == 0);
@@ -174,7 +174,8 @@ TEST_CASE("on a grid a failed load shortens to the grid") {
   auto lease = host.acquire(tokens(33), {.grid_tokens = 8});
   CHECK(lease.matched_tokens() == 24);
   const auto loads = take(host);
-  for (const StepEntry& e : loads) host.cache->complete({e, e.block == 3 ? kDamaged : Status()});
+  for (const StepEntry& e : loads)
+    REQUIRE(host.cache->complete({e, e.block == 3 ? kDamaged : Status()}).ok());
   CHECK(lease.matched_tokens() == 8);
 }
 
@@ -184,10 +185,10 @@ TEST_CASE("a failed store ends the publishing of its lease, and only that") {
   host.compute(lease);
   const auto stores = take(host);
   REQUIRE(stores.size() == 4);
-  host.cache->complete({stores[0], {}});
-  host.cache->complete({stores[1], kDamaged});
-  host.cache->complete({stores[2], {}});  // cannot be reached without the one before
-  host.cache->complete({stores[3], {}});
+  REQUIRE(host.cache->complete({stores[0], {}}).ok());
+  REQUIRE(host.cache->complete({stores[1], kDamaged}).ok());
+  REQUIRE(host.cache->complete({stores[2], {}}).ok());  // cannot be reached without the one before
+  REQUIRE(host.cache->complete({stores[3], {}}).ok());
   CHECK(host.cache->stats().failed_stores == 1);
   CHECK(host.found(tokens(17)) == 4);
   CHECK(lease.live());
@@ -209,8 +210,8 @@ TEST_CASE("results of a lease that is gone are settled, and never published") {
   auto next = host.acquire(tokens(9));  // the same number, another generation
   CHECK(next.index() == stores[0].lease);
   CHECK(host.cache->audit().step_slots == 2);
-  host.cache->complete({stores[0], {}});
-  host.cache->complete({stores[1], kDamaged});
+  REQUIRE(host.cache->complete({stores[0], {}}).ok());
+  REQUIRE(host.cache->complete({stores[1], kDamaged}).ok());
   CHECK(host.found(tokens(9)) == 0);
   CHECK(host.cache->pool().used_slots() == 0);
   CHECK(host.cache->audit().balanced());

@@ -103,7 +103,7 @@ void serve_without_allocating(SlotFill fill) {
         (void)lease->refresh();
         const auto move = [&](bool ok) {
           for (const StepEntry& e : host.cache->take_step(entries))
-            host.cache->complete({e, ok ? Status() : Status(StatusCode::kUnavailable, "")});
+            REQUIRE(host.cache->complete({e, ok ? Status() : Status(StatusCode::kUnavailable, "")}).ok());
         };
         move(round % 7 != 3);
         all_ok = all_ok && lease->append(more).ok();

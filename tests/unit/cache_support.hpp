@@ -96,7 +96,7 @@ class Host {
     for (;;) {
       const auto taken = cache->take_step(room);
       if (taken.empty()) return;
-      for (const StepEntry& e : taken) cache->complete({e, {}});
+      for (const StepEntry& e : taken) REQUIRE(cache->complete({e, {}}).ok());
     }
   }
   void end_step() { REQUIRE(cache->end_step({0, ++step}).ok()); }

@@ -60,7 +60,7 @@ TEST_CASE("records that nobody takes are lost oldest first, and their number is 
   StepEntry room[8];
   const auto loads = host.cache->take_loads(lease, room);
   REQUIRE(loads.size() == 6);
-  host.cache->complete({loads[0], Status(StatusCode::kCorrupt, "")});
+  REQUIRE(host.cache->complete({loads[0], Status(StatusCode::kCorrupt, "")}).ok());
   CHECK(host.cache->stats().lost_changes == 6);
   records = take(*host.cache);
   REQUIRE(records.size() == 3);

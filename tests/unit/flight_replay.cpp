@@ -70,9 +70,10 @@ void drive(Host<Policy>& host) {
     REQUIRE(host.cache->reach({2, 1 + static_cast<std::uint64_t>(i)}).ok());
     StepEntry room[128];
     bool fail = i % 7 == 3;
-    for (const StepEntry& e : host.cache->take_loads(follower, room)) host.cache->complete({e, {}});
+    for (const StepEntry& e : host.cache->take_loads(follower, room))
+      REQUIRE(host.cache->complete({e, {}}).ok());
     for (const StepEntry& e : host.cache->take_step(room)) {
-      host.cache->complete({e, fail ? Status(StatusCode::kUnavailable, "") : Status()});
+      REQUIRE(host.cache->complete({e, fail ? Status(StatusCode::kUnavailable, "") : Status()}).ok());
       fail = false;
     }
     (void)follower.refresh();

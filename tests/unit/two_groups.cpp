@@ -156,7 +156,7 @@ class Executor {
       for (const StepEntry& e : entries) {
         const Status status = e.kind == StepKind::kLoad ? load(e) : store(e);
         REQUIRE(status.ok());
-        cache.complete({e, status});
+        REQUIRE(cache.complete({e, status}).ok());
         ++moved[e.group];
       }
     return moved;

@@ -30,6 +30,13 @@ struct TokenRange {
   [[nodiscard]] constexpr std::uint32_t size() const noexcept { return end - begin; }
   friend constexpr bool operator==(TokenRange, TokenRange) noexcept = default;
 };
+/// Half-open range of a sequence's blocks.
+struct BlockRange {
+  std::uint32_t begin = 0;
+  std::uint32_t end = 0;
+  [[nodiscard]] constexpr bool empty() const noexcept { return begin >= end; }
+  friend constexpr bool operator==(BlockRange, BlockRange) noexcept = default;
+};
 /// As a range's end: "to the end of the sequence".
 inline constexpr std::uint32_t kToEnd = std::numeric_limits<std::uint32_t>::max();
 

@@ -5,6 +5,8 @@
 // held until the host says at which point the step ends, and then carries that point: it may be WRITTEN again only after
 // it. The host's own next step on the same timeline is ordered after it anyway; copies must wait.
 //
+// A slot may have several holders (branches of a sequence, a copy that reads it); it is free when the last has let go.
+//
 // Used by Cache; useful alone as a fenced allocator. Threads: one. Cost: O(1); `end_step` O(slots freed in the step).
 //
 //   BlockPool pool;
@@ -27,7 +29,7 @@ namespace kvstem::inline v0 {
 class BlockPool {
  public:
   [[nodiscard]] bool take(const Memory& memory, std::uint32_t slots) noexcept {
-    if (!ring_.take(memory, slots) || !fence_.take(memory, slots) || !state_.take(memory, slots))
+    if (!ring_.take(memory, slots) || !fence_.take(memory, slots) || !slots_.take(memory, slots))
       return false;
     for (std::uint32_t i = 0; i < slots; ++i) ring_[i] = i;
     free_ = slots;
@@ -46,24 +48,41 @@ class BlockPool {
     const SlotId slot = ring_[first_];
     first_ = next(first_);
     --free_;
-    state_[slot] = State::kUsed;
+    slots_[slot].holders = 1;
     return slot;
   }
+  /// Holders of the slot; 0 if it is not in use.
+  [[nodiscard]] std::uint32_t holders(SlotId slot) const noexcept { return slots_[slot].holders; }
+  /// Whether a holder let go in the open step that may touch it.
+  [[nodiscard]] bool touched(SlotId slot) const noexcept { return slots_[slot].touched == step_; }
+  /// One more of a slot in use.
+  void share(SlotId slot) noexcept { shared_ += slots_[slot].holders++ == 1; }
+  /// Slots with more than one holder.
+  [[nodiscard]] std::uint32_t shared_slots() const noexcept { return shared_; }
   /// Not to be written before this point.
   [[nodiscard]] Point fence(SlotId slot) const noexcept { return fence_[slot]; }
 
-  /// Held until `end_step`. False (and nothing happens) if the slot is not in use.
+  /// One holder fewer; behind the last the slot is held until `end_step`. False (and nothing happens) if it is not in use.
   bool free(SlotId slot) noexcept {
-    if (slot >= capacity() || state_[slot] != State::kUsed) return false;
-    state_[slot] = State::kHeld;
+    if (slot >= capacity() || slots_[slot].holders == 0) return false;
+    slots_[slot].touched = step_;
+    if (--slots_[slot].holders > 0) {
+      shared_ -= slots_[slot].holders == 1;
+      return true;
+    }
     ring_[at(free_ + held_)] = slot;
     ++held_;
     return true;
   }
-  /// Free again now, not to be written before `fence`: for a slot that the open step does not touch.
+  /// As `free`, by a holder that does not touch it in the open step: behind the last the slot is free again now, not to be
+  /// written before `fence`.
   bool free_at_once(SlotId slot, Point fence) noexcept {
-    if (slot >= capacity() || state_[slot] != State::kUsed) return false;
-    state_[slot] = State::kFree;
+    if (slot >= capacity() || slots_[slot].holders == 0) return false;
+    if (slots_[slot].touched == step_) return free(slot);
+    if (--slots_[slot].holders > 0) {
+      shared_ -= slots_[slot].holders == 1;
+      return true;
+    }
     fence_[slot] = fence;
     ring_[at(free_ + held_)] = ring_[at(free_)];
     ring_[at(free_)] = slot;
@@ -72,15 +91,15 @@ class BlockPool {
   }
   /// The open step ends at `point`: what was freed in it is free again, fenced by it.
   void end_step(Point point) noexcept {
-    for (; held_ > 0; --held_, ++free_) {
-      const SlotId slot = ring_[at(free_)];
-      fence_[slot] = point;
-      state_[slot] = State::kFree;
-    }
+    for (; held_ > 0; --held_, ++free_) fence_[ring_[at(free_)]] = point;
+    ++step_;
   }
 
  private:
-  enum class State : std::uint8_t { kFree, kUsed, kHeld };
+  struct Slot {
+    std::uint32_t holders;
+    std::uint32_t touched;  // the last step in which a holder let go that may touch it
+  };
   // ring_ from first_: free slots, then held ones, then nothing.
   [[nodiscard]] std::uint32_t at(std::uint32_t i) const noexcept {
     const std::uint64_t p = std::uint64_t{first_} + i;
@@ -90,8 +109,9 @@ class BlockPool {
 
   FixedArray<SlotId> ring_;
   FixedArray<Point> fence_;
-  FixedArray<State> state_;
-  std::uint32_t first_ = 0, free_ = 0, held_ = 0;
+  FixedArray<Slot> slots_;
+  std::uint32_t step_ = 1;
+  std::uint32_t first_ = 0, free_ = 0, held_ = 0, shared_ = 0;
 };
 
 }  // namespace kvstem::inline v0

@@ -7,9 +7,9 @@
 // (host/opaque_host.hpp), or your engine.
 //
 // A request holds a Lease from its first token to its last. The lease pins what was matched, names the slots, and takes
-// what was computed into the tree as it is committed:
+// what was computed into the tree as it is committed; it can fork, and give tokens back:
 //
-//   acquire -> (append) -> reserve -> [compute] -> commit -> ... -> release
+//   acquire -> (append) -> reserve -> [take_step, compute] -> commit -> ... -> release
 //
 // Guarantees
 //   Exact: what a lease was matched to was computed for exactly that prefix, in that scope; tokens are compared.
@@ -30,6 +30,7 @@
 //   auto lease = cache->acquire({.scope = scope, .tokens = prompt});
 //   const std::uint32_t start = lease->matched_tokens(), n = prompt.size() - start;
 //   if (!lease->reserve(n).ok()) return later();
+//   for (const StepEntry& e : cache->take_step(room)) move(e);      // if leases fork or onboard
 //   launch_prefill(prompt, start, lease->table(0));
 //   (void)lease->commit(n, after_step);
 //   (void)cache->end_step(after_step);                // after every step that was launched
@@ -54,10 +55,10 @@
 #include "kvstem/base/memory.hpp"
 #include "kvstem/base/point.hpp"
 #include "kvstem/base/status.hpp"
-#include "kvstem/cache/block_pool.hpp"
 #include "kvstem/cache/cache_options.hpp"
 #include "kvstem/cache/flight_source.hpp"
 #include "kvstem/cache/lease.hpp"
+#include "kvstem/cache/slot_books.hpp"
 #include "kvstem/cache/step.hpp"
 #include "kvstem/cache/tail_source.hpp"
 #include "kvstem/index/prefix_index.hpp"
@@ -108,7 +109,7 @@ class BasicCache {
 
   [[nodiscard]] const CacheOptions& options() const noexcept { return options_; }
   [[nodiscard]] const CacheStats& stats() const noexcept { return stats_; }
-  [[nodiscard]] const BlockPool& pool() const noexcept { return pool_; }
+  [[nodiscard]] const BlockPool& pool() const noexcept { return slots_.pool(); }
   [[nodiscard]] IndexUsage index_usage() const noexcept { return index_->usage(); }
   [[nodiscard]] const KeyHasher& hasher() const noexcept { return hasher_; }
 
@@ -157,23 +158,30 @@ class BasicCache {
   /// kExhausted (no lease left). A prompt that matches nothing is no error.
   [[nodiscard]] Result<Lease> acquire(const Prompt& prompt, const AcquireOptions& how = {}) noexcept;
 
-  /// What must be moved now: loads first, then stores, at most `out.size()` entries; report each with `complete`, a
-  /// lease's entries in their order. Only for SlotFill::kByStep.
+  /// What must be moved now, before the next step is launched: loads first, then copies or stores; at most `out.size()`
+  /// entries, so ask again until there are none. Report each with `complete`, now or later; by step a lease's entries in
+  /// their order. In place there are none but for leases that fork, truncate, accept drafts or onboard.
   [[nodiscard]] std::span<const StepEntry> take_step(std::span<StepEntry> out) noexcept {
-    return take_entries(out, true);
+    return take_entries(out);
   }
   /// Only what `lease` waits for: its loads.
   [[nodiscard]] std::span<const StepEntry> take_loads(const Lease& lease, std::span<StepEntry> out) noexcept;
 
-  /// How an entry went. A failed load shortens the lease, and the damaged block and all behind it leave the cache; a
-  /// failed store ends the publishing of its lease. Entries of leases that are gone are settled too.
-  void complete(const StepResult& result) noexcept {
+  /// How an entry went. A failed load or copy shortens the lease; by step the damaged block and all behind it leave the
+  /// cache. A failed store ends the publishing of its lease. Entries of leases that are gone are settled too. kStale, and
+  /// nothing happens, for an entry that is not under way: never taken, or reported before. (Of several copies into one block
+  /// only their number is known.)
+  Status complete(const StepResult& result) noexcept {
     op(FlightOp::kComplete);
     const StepEntry& e = result.entry;
-    put(static_cast<std::uint32_t>(e.kind), e.lease, e.generation, e.block, e.slot,
+    put(static_cast<std::uint32_t>(e.kind), e.lease, e.generation, e.block, e.slot, e.from_slot,
         static_cast<std::uint32_t>(result.status.ok()));
-    complete_entry(e, result.status.ok());
+    const bool under_way =
+        in_place() ? complete_move(e, result.status.ok()) : complete_entry(e, result.status.ok());
     end_op();
+    if (!under_way)
+      return {StatusCode::kStale, "no such entry is under way: report what take_step gave out, once"};
+    return {};
   }
 
   /// Points up to this one are reached on its timeline: what was committed for them becomes valid. An earlier point than
@@ -193,14 +201,19 @@ class BasicCache {
   /// The step that the host has just launched ends at `point`: every slot that was freed since the last call may be given
   /// out again, to be written after that point, and what leases let go of since then may be evicted. All steps of a cache
   /// end on one timeline, none before the one before it; else kOutOfRange or kInvalidArgument, and nothing happens.
+  /// kWrongState, and nothing happens, if copies wait that nobody has taken: the step that was launched may have read what
+  /// they bring.
   Status end_step(Point point) noexcept {
     if (point.timeline >= kMaxTimelines)
       return {StatusCode::kOutOfRange, "Point::timeline must be below kMaxTimelines"};
     if (step_ > 1 && (point.timeline != last_step_.timeline || point.value < last_step_.value))
       return {StatusCode::kInvalidArgument, "steps must end on one timeline, one after the other"};
+    if (copy_count_ > 0)
+      return {StatusCode::kWrongState,
+              "copies wait to be carried out: call take_step before a step is launched"};
     op(FlightOp::kEndStep);
     put(point.timeline, point.value);
-    pool_.end_step(point);
+    slots_.end_step(point);
     last_step_ = point;
     ++step_;
     ended_count_ = 0;
@@ -218,13 +231,14 @@ class BasicCache {
 
   /// The books, counted from both ends.
   [[nodiscard]] Audit audit() const noexcept {
-    Audit a{.slots = pool_.capacity(),
-            .free = pool_.free_slots(),
-            .held = pool_.held_slots(),
-            .used = pool_.used_slots(),
+    Audit a{.slots = pool().capacity(),
+            .free = pool().free_slots(),
+            .held = pool().held_slots(),
+            .used = pool().used_slots(),
             .tree_slots = 0,
             .lease_slots = 0,
-            .step_slots = stores_in_flight_ + dropped_slots_,
+            .step_slots = slots_.moving(),
+            .holders = 0,
             .pinned_runs = 0,
             .lease_pins = 0,
             .ready_blocks = 0};
@@ -238,11 +252,12 @@ class BasicCache {
         });
       });
     }
+    for (SlotId slot = 0; slot < pool().capacity(); ++slot) a.holders += pool().holders(slot);
     for (std::uint32_t i = 0; i < options_.max_leases; ++i) {
       const LeaseRecord& r = leases_[i];
       a.lease_pins += r.active;
       if (r.active)
-        for (std::uint32_t b = 0; b < row_blocks_; ++b) a.lease_slots += own_[row(i) + b];
+        for (std::uint32_t b = 0; b < row_blocks_; ++b) a.lease_slots += own_[row(i) + b] != 0;
     }
     return a;
   }
@@ -261,6 +276,10 @@ class BasicCache {
   friend class BasicLease<Policy>;
 
   static constexpr std::uint32_t kMaxPendingCommits = 8;
+  static constexpr std::uint32_t kOrphan = ~std::uint32_t{0};  // in owner_, while an heir is looked for
+  static constexpr std::uint8_t kOwn = 1,
+                                kOwnToLoad = 2;  // values of own_; the second: nobody has taken its load
+  static constexpr std::uint32_t kCopiesPerLease = 16;  // that wait to be taken, on average
 
   struct PendingCommit {
     std::uint32_t tokens;
@@ -281,6 +300,7 @@ class BasicCache {
     bool releasing;   // released, but a commit waits for its point
     bool started;     // something was reserved or committed: the match is final
     bool given_up;    // aborted before it started: an attempt, and no request
+    bool forked;      // no request of its own
     std::uint32_t generation;
     std::uint32_t scope;
     std::uint32_t last_scope;  // the one that holds at the prompt's end, and for what is appended
@@ -293,25 +313,24 @@ class BasicCache {
     std::uint32_t committed;    // tokens whose state is computed, or will be at a point
     std::uint32_t grid_tokens;  // of which the leading ones were computed on the grid
     std::uint32_t matched;      // blocks that are usable from the cache
+    std::uint32_t valid;        // tokens whose commits have been reached
     std::uint32_t settled;      // blocks that are ready, or private for good
-    std::uint32_t loaded;       // kByStep: next block to load; ends at `matched`
+    std::uint32_t loaded;       // next block to load; ends at `matched`, in place at `load_end`
+    std::uint32_t load_end;     // in place: behind the last block that is onboarded
+    std::uint32_t open;         // in place: loads and copies into its blocks that wait or are under way
     std::uint32_t loading;      // kByStep: loads that were handed out and not reported
+    std::uint32_t storing_now;  // kByStep: stores that were handed out and not reported
     std::uint32_t stored;       // kByStep: next block to hand out for storing
     std::uint32_t tail_marks;
-    KeyCursor moved;      // in step entries
-    KeyCursor published;  // in change records
+    std::uint32_t marked_block;  // the one that the tail marks belong to
+    BlockRange changed;          // table entries, since `delta` was asked
+    KeyCursor moved;             // in step entries
+    KeyCursor published;         // in change records
     RequestFacts facts;
     Point not_before;
     Retention retention;
     std::uint32_t pending_count;
     PendingCommit pending[kMaxPendingCommits];
-  };
-
-  /// What is in flight for a slot.
-  struct Moves {
-    std::uint32_t loads;
-    bool storing;
-    bool dropped;  // goes back to the pool with the last load
   };
 
   explicit BasicCache(const CacheOptions& options)
@@ -344,7 +363,7 @@ class BasicCache {
     if (!options_.tables.empty() && options_.tables.size() < rows)
       return {StatusCode::kInvalidArgument,
               "CacheOptions::tables needs max_leases rows of max_lease_tokens / block_tokens"};
-    if (!pool_.take(memory, options_.slots) ||
+    if (!slots_.take(memory, options_.slots, in_place(), false) ||
         !policy_.take(memory, {index_->max_runs(), options_.slots, row_blocks_}) ||
         !slot_of_.take(memory, index_->positions()) || !on_grid_.take(memory, index_->positions()) ||
         !owner_.take(memory, index_->positions()) || !released_.take(memory, index_->max_runs()) ||
@@ -355,7 +374,8 @@ class BasicCache {
         !tail_.take(memory, std::size_t{options_.max_leases} * options_.block_tokens) ||
         !tail_marks_.take(memory, std::size_t{options_.max_leases} * kMaxMarksPerBlock) ||
         !root_keys_.take(memory, options_.max_scopes) || !root_run_.take(memory, options_.max_scopes) ||
-        !vocab_.take(memory, options_.max_scopes) || !moves_.take(memory, in_place() ? 0 : options_.slots) ||
+        !vocab_.take(memory, options_.max_scopes) ||
+        !copies_.take(memory, in_place() ? std::size_t{kCopiesPerLease} * options_.max_leases : 0) ||
         !changes_.take(memory, options_.max_changes) ||
         !own_tables_.take(memory, options_.tables.empty() ? rows : 0))
       return no_memory();
@@ -667,10 +687,8 @@ class BasicCache {
       if constexpr (Policy::kKeys != PolicyKeys::kNone)
         if (evicted) for_each_logged_key(run, keep, ready, [&](BlockKey key) { policy_.on_evicted(key); });
       index_->for_each_range(run, keep, n, [&](BlockPos first, std::uint32_t count) {
-        for (BlockPos pos = first; pos < first + count; ++pos) {
-          if (slot_of_[pos] != 0) free_slot(slot_at(pos), evicted);
-          slot_of_[pos] = 0;
-        }
+        for (BlockPos pos = first; pos < first + count; ++pos)
+          if (slot_of_[pos] != 0) withdraw(pos, evicted);
       });
     });
     if (!status.ok()) return false;
@@ -686,16 +704,10 @@ class BasicCache {
     return true;
   }
 
-  /// What was evicted was last read in a step that has ended; what a lease gives back, perhaps in the open one.
-  void free_slot(SlotId slot, bool evicted) noexcept {
-    if (!in_place() && moves_[slot].loads != 0) {
-      moves_[slot].dropped = true;
-      ++dropped_slots_;
-      return;
-    }
-    [[maybe_unused]] const bool freed =
-        evicted || !in_place() ? pool_.free_at_once(slot, last_step_) : pool_.free(slot);
-    assert(freed);
+  /// The block's slot is not the tree's any more.
+  void withdraw(BlockPos pos, bool evicted) noexcept {
+    slots_.withdraw(slot_at(pos), evicted);
+    slot_of_[pos] = 0;
   }
 
   /// Takes up to n blocks from the policy's victim. False if nothing can go.
@@ -721,9 +733,9 @@ class BasicCache {
 
   /// A slot for the first of `wanted` blocks that need one.
   [[nodiscard]] SlotId allocate_slot(std::uint32_t wanted) noexcept {
-    while (pool_.free_slots() == 0)
+    while (pool().free_slots() == 0)
       if (!evict_one(wanted)) return kNoSlot;
-    return pool_.allocate();
+    return slots_.allocate();
   }
 
   /// Pending blocks at the end of a path that nobody holds are given up, from the leaf upwards. Returns the run that is
@@ -832,7 +844,7 @@ class BasicCache {
     usable = clip(usable, shape.tokens, shape.how.grid_tokens);
     r.matched = r.settled = r.stored = usable;
     r.loaded = std::min(shape.how.have_tokens / options_.block_tokens, usable);
-    r.committed = r.scheduled = usable * options_.block_tokens;
+    r.committed = r.scheduled = r.valid = usable * options_.block_tokens;
     r.grid_tokens = usable <= visit.grid_blocks ? r.committed : 0;
 
     r.facts = {.session = shape.how.session,
@@ -865,51 +877,94 @@ class BasicCache {
     const std::size_t at = row(lease);
     for (std::uint32_t b = from; b < to; ++b)
       table_[at + b] = static_cast<std::int32_t>(slot_at(pos_[at + b]));
+    if (from < to) changed(leases_[lease], from, to);
+  }
+  void changed(LeaseRecord& r, std::uint32_t from, std::uint32_t to) noexcept {
+    r.changed = r.changed.empty() ? BlockRange{from, to}
+                                  : BlockRange{std::min(r.changed.begin, from), std::max(r.changed.end, to)};
+  }
+  [[nodiscard]] BlockRange take_delta(std::uint32_t lease) noexcept {
+    LeaseRecord& r = leases_[lease];
+    const std::uint32_t end = in_place() ? std::min(r.changed.end, blocks_for(r.scheduled)) : 0;
+    const BlockRange range{std::min(r.changed.begin, end), end};
+    r.changed = {};
+    return range;
+  }
+  [[nodiscard]] SlotId table_slot(std::uint32_t lease, std::uint32_t b) const noexcept {
+    return static_cast<SlotId>(table_[row(lease) + b]);
   }
 
-  Status reserve(std::uint32_t lease, std::uint32_t n) noexcept {
+  /// `keep_found`: the lease does not let go of blocks that are there for it.
+  Status reserve(std::uint32_t lease, std::uint32_t n, bool keep_found = false) noexcept {
     LeaseRecord& r = leases_[lease];
     if (n > options_.max_lease_tokens - r.scheduled) {
       ++stats_.refused_requests;
       return {StatusCode::kOutOfRange, "longer than CacheOptions::max_lease_tokens"};
     }
-    const std::uint32_t have = blocks_for(r.scheduled), need = blocks_for(r.scheduled + n);
-    constexpr Status kInUse{StatusCode::kExhausted,
-                            "all slots are in use: release leases, or end the step that freed some"};
     if (in_place()) {
-      if (need > options_.slots) {
-        ++stats_.refused_requests;
-        return {StatusCode::kOutOfRange, "longer than all of CacheOptions::slots"};
-      }
-      // A refusal takes nothing from anybody, so what there is to be had is counted before anything goes.
-      if (need - have > 1 && need - have > pool_.free_slots()) {
-        const std::uint32_t obtainable = obtainable_slots();
-        if (need - have > obtainable && !give_up_unusable(lease, need - have - obtainable)) {
+      const std::uint32_t have = blocks_for(r.scheduled), need = blocks_for(r.scheduled + n);
+      // The block that the reserved cursor stands in may not be this lease's alone.
+      const bool copy = n > 0 && pool().shared_slots() > 0 && shared_frontier(lease);
+      if (need > have || copy) {
+        if (const Status status = reserve_slots(lease, have, need, copy, keep_found); !status.ok()) {
           ++stats_.refused_requests;
-          return kInUse;
+          return status;
         }
-      }
-      for (std::uint32_t b = have; b < need; ++b) {
-        SlotId slot = allocate_slot(need - b);
-        if (slot == kNoSlot && give_up_unusable(lease, need - b)) slot = allocate_slot(need - b);
-        if (slot == kNoSlot) {
-          while (b-- > have) {
-            const auto given = static_cast<SlotId>(table_[row(lease) + b]);
-            (void)pool_.free_at_once(given, pool_.fence(given));
-            own_[row(lease) + b] = 0;
-            --private_slots_;
-          }
-          ++stats_.refused_requests;
-          return kInUse;
-        }
-        ++private_slots_;
-        table_[row(lease) + b] = static_cast<std::int32_t>(slot);
-        own_[row(lease) + b] = 1;
-        if (pool_.fence(slot).value > r.not_before.value) r.not_before = pool_.fence(slot);
       }
     }
     r.scheduled += n;
     r.started = true;
+    return {};
+  }
+  /// What the lease writes may be written in this slot.
+  void not_before(LeaseRecord& r, SlotId slot) noexcept {
+    if (pool().fence(slot).value > r.not_before.value) r.not_before = pool().fence(slot);
+  }
+  /// Slots for the blocks [have, need), and one more for a copy of the block before them.
+  Status reserve_slots(std::uint32_t lease, std::uint32_t have, std::uint32_t need, bool copy,
+                       bool keep_found) noexcept {
+    LeaseRecord& r = leases_[lease];
+    constexpr Status kInUse{StatusCode::kExhausted,
+                            "all slots are in use: release leases, or end the step that freed some"};
+    if (need > options_.slots) return {StatusCode::kOutOfRange, "longer than all of CacheOptions::slots"};
+    if (copy && slots_.writes(table_slot(lease, have - 1)) > 0)
+      return {StatusCode::kExhausted,
+              "the last block is being written and read by copies: complete them, then reserve again"};
+    if (copy && need - have + 1 > pool().free_slots()) {
+      const std::uint32_t obtainable = obtainable_slots();
+      if (need - have == obtainable) copy = !take_back_frontier(lease);
+    }
+    if (copy && copies_for(r, r.scheduled) > copies_.size() - copy_count_) return too_many_copies();
+    // A refusal takes nothing from anybody, so what there is to be had is counted before anything goes.
+    const std::uint32_t copies = copy ? 1 : 0, wanted = need - have + copies;
+    if ((wanted > 1 || slots_.some_busy()) && wanted > pool().free_slots()) {
+      const std::uint32_t obtainable = obtainable_slots();
+      if (wanted > obtainable && (keep_found || !give_up_unusable(lease, wanted - obtainable))) return kInUse;
+    }
+    SlotId copied = kNoSlot;
+    for (std::uint32_t i = 0; i < wanted; ++i) {
+      SlotId slot = allocate_slot(wanted - i);
+      if (slot == kNoSlot && !keep_found && give_up_unusable(lease, wanted - i))
+        slot = allocate_slot(wanted - i);
+      if (slot == kNoSlot) {
+        while (i-- > copies) {
+          slots_.give_back(table_slot(lease, have + i - copies));
+          own_[row(lease) + have + i - copies] = 0;
+        }
+        if (copied != kNoSlot) slots_.give_back(copied);
+        return kInUse;
+      }
+      not_before(r, slot);
+      if (i < copies) {
+        copied = slot;
+        continue;
+      }
+      const std::size_t at = row(lease) + have + i - copies;
+      table_[at] = static_cast<std::int32_t>(slot);
+      own_[at] = kOwn;
+    }
+    if (copy) copy_frontier(lease, copied);
+    if (have < need) changed(r, have, need);
     return {};
   }
   /// In place, slots that are free or whose blocks nobody holds: no lease, nor one that ended in the open step. O(runs on
@@ -917,24 +972,39 @@ class BasicCache {
   [[nodiscard]] std::uint32_t obtainable_slots() noexcept {
     ++mark_;
     std::uint32_t held = 0;
-    const auto hold = [&](RunId run) {
-      for (RunInfo info = index_->info(run); info.parent != kNoRun && marks_[run] != mark_;
-           run = info.parent, info = index_->info(run)) {
-        marks_[run] = mark_;
-        held += info.ready;
-      }
-    };
     const auto hold_ended = [&](RunId run) {
-      if (released_[run] == step_) hold(run);
+      if (released_[run] == step_) held += mark_path(run);
     };
     for (std::uint32_t i = 0; i < options_.max_leases; ++i)
-      if (leases_[i].active) hold(leases_[i].pinned);
+      if (leases_[i].active) held += mark_path(leases_[i].pinned);
     if (ended_count_ <= ended_.size())
       for (std::uint32_t i = 0; i < ended_count_; ++i) hold_ended(ended_[i]);
     else  // too many to remember: a look at everything
       for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
         index_->enumerate(root_run_[s], [&](RunId run, const RunInfo&) { hold_ended(run); });
-    return pool_.free_slots() + pool_.used_slots() - private_slots_ - held;
+    std::uint32_t kept = held;
+    if (slots_.some_busy()) {  // on other paths
+      kept += slots_.busy_slots();
+      for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
+        index_->enumerate(root_run_[s], [&](RunId run, const RunInfo& info) {
+          if (marks_[run] != mark_) return;
+          index_->for_each_range(run, 0, info.ready, [&](BlockPos first, std::uint32_t n) {
+            for (BlockPos pos = first; pos < first + n; ++pos) kept -= slots_.busy(slot_at(pos));
+          });
+        });
+    }
+    return pool().free_slots() + slots_.tree_slots() - kept;
+  }
+
+  /// Marks the path to the run; the ready blocks of it that were not marked before.
+  std::uint32_t mark_path(RunId run) noexcept {
+    std::uint32_t blocks = 0;
+    for (RunInfo info = index_->info(run); info.parent != kNoRun && marks_[run] != mark_;
+         run = info.parent, info = index_->info(run)) {
+      marks_[run] = mark_;
+      blocks += info.ready;
+    }
+    return blocks;
   }
 
   /// Blocks that are there but of no use to the lease (its match ends before the last token, and on the grid; or it has
@@ -946,10 +1016,14 @@ class BasicCache {
     const RunInfo info = index_->info(run);
     std::uint32_t used = std::max(r.matched, r.settled);
     while (used > r.matched && own_[row(lease) + used - 1] != 0) --used;
-    const std::uint32_t from = std::max(used, info.depth);
-    if (info.depth + info.ready < from + slots || info.children != 0 || info.references != 1 ||
-        released_[run] == step_)
-      return false;
+    // Loads that nobody has taken are told by the keys of their blocks.
+    const std::uint32_t from = std::max({used, info.depth, r.loaded < r.load_end ? r.load_end : 0});
+    if (info.children != 0 || info.references != 1 || released_[run] == step_) return false;
+    std::uint32_t had = 0, b = info.depth;
+    index_->for_each_range(run, 0, info.ready, [&](BlockPos first, std::uint32_t n) {
+      for (BlockPos pos = first; pos < first + n; ++pos, ++b) had += b >= from && !slots_.busy(slot_at(pos));
+    });
+    if (had < slots) return false;
     Place kept{r.place.run, r.place.generation, from};
     if (from > info.depth) split(kept, StoredKeys{this});
     const RunInfo end = index_->info(index_->locate(kept));
@@ -991,7 +1065,7 @@ class BasicCache {
     Extra extras[kMaxMarksPerBlock];
     ScopeChange changes[kMaxMarksPerBlock];
     std::size_t e = 0, c = 0;
-    for (std::uint32_t m = 0; m < r.tail_marks; ++m) {
+    for (std::uint32_t m = 0; block == r.marked_block && m < r.tail_marks; ++m) {
       const StoredMark& mark = tail_marks_[std::size_t{lease} * kMaxMarksPerBlock + m];
       if (mark.kind == KeyMark::Kind::kMedia) {
         extras[e++] = {mark.offset, mark.value};
@@ -1000,7 +1074,6 @@ class BasicCache {
         std::memcpy(&changes[c++].scope, mark.value.data(), sizeof(ScopeId));
       }
     }
-    r.tail_marks = 0;
     const Prompt prompt{.scope = ScopeId{r.scope},
                         .tokens = {tail(lease), options_.block_tokens},
                         .extras = {extras, e},
@@ -1025,18 +1098,23 @@ class BasicCache {
     }
   }
 
-  Status commit(std::uint32_t lease, std::uint32_t n, Point after, bool on_grid) noexcept {
-    LeaseRecord& r = leases_[lease];
+  [[nodiscard]] Status may_commit(const LeaseRecord& r, std::uint32_t n, Point after) const noexcept {
     if (after.timeline >= kMaxTimelines)
       return {StatusCode::kOutOfRange, "Point::timeline must be below kMaxTimelines"};
     if (n > r.known - r.committed)
       return {StatusCode::kOutOfRange, "commit beyond the tokens that are known: append them first"};
     if (in_place() && n > r.scheduled - r.committed)
       return {StatusCode::kOutOfRange, "commit beyond what was reserved: reserve first"};
+    if (r.pending_count == kMaxPendingCommits &&
+        r.pending[r.pending_count - 1].after.timeline != after.timeline)
+      return {StatusCode::kExhausted, "too many commits on different timelines wait for their points"};
+    return {};
+  }
+  Status commit(std::uint32_t lease, std::uint32_t n, Point after, bool on_grid) noexcept {
+    LeaseRecord& r = leases_[lease];
+    if (const Status status = may_commit(r, n, after); !status.ok()) return status;
     const bool behind_last =
         r.pending_count > 0 && r.pending[r.pending_count - 1].after.timeline == after.timeline;
-    if (r.pending_count == kMaxPendingCommits && !behind_last)
-      return {StatusCode::kExhausted, "too many commits on different timelines wait for their points"};
     r.started = true;
     if (on_grid && r.grid_tokens == r.committed) r.grid_tokens += n;
     r.committed += n;
@@ -1063,13 +1141,25 @@ class BasicCache {
       settle(lease, r.pending[done].tokens);
     for (std::uint32_t i = done; i < r.pending_count; ++i) r.pending[i - done] = r.pending[i];
     r.pending_count -= done;
-    if (r.releasing && r.pending_count == 0) finish(lease);
+    if (over(r)) finish(lease);
+  }
+  /// Released, and nothing is waited for any more.
+  [[nodiscard]] bool over(const LeaseRecord& r) const noexcept {
+    return r.releasing && r.pending_count == 0 && r.open == 0;
   }
 
-  /// The state of the lease's first `tokens` tokens is there. In place, whole blocks become ready for everybody.
+  /// The state of the lease's first `tokens` tokens is there, but for what entries still bring.
   void settle(std::uint32_t lease, std::uint32_t tokens) noexcept {
+    leases_[lease].valid = tokens;
+    settle(lease);
+  }
+  /// In place, whole blocks become ready for everybody.
+  void settle(std::uint32_t lease) noexcept {
     LeaseRecord& r = leases_[lease];
-    const std::uint32_t until = tokens / options_.block_tokens;
+    std::uint32_t until = r.valid / options_.block_tokens;
+    if (until <= r.settled) return;
+    for (std::uint32_t b = r.settled; r.open > 0 && b < until; ++b)
+      if (own_[row(lease) + b] != 0 && slots_.writes(table_slot(lease, b)) > 0) until = b;
     while (in_place() && r.shared && r.settled < until) {
       if (r.settled >= r.place.blocks) {
         stats_.unpublished_blocks += until - r.settled;
@@ -1080,11 +1170,10 @@ class BasicCache {
       const std::uint32_t from = r.settled - info.depth;
       const std::uint32_t n = std::min({until, info.depth + info.length, r.place.blocks}) - r.settled;
       const std::uint32_t duplicates = info.ready > from ? std::min(info.ready - from, n) : 0;
-      stats_.duplicate_blocks += duplicates;
+      for (std::uint32_t b = r.settled; b < r.settled + duplicates; ++b) use_published(lease, b);
       for (std::uint32_t b = r.settled + duplicates; b < r.settled + n; ++b) {
         own_[row(lease) + b] = 0;
-        --private_slots_;
-        give(lease, b, static_cast<SlotId>(table_[row(lease) + b]));
+        give(lease, b, table_slot(lease, b));
       }
       if (n > duplicates) make_ready(lease, run, from + duplicates, n - duplicates);
       r.settled += n;
@@ -1093,10 +1182,22 @@ class BasicCache {
     if (!r.shared) r.stored = r.settled;
   }
 
+  /// Somebody else was first with the lease's block b: the lease goes on with the slot that all others use.
+  void use_published(std::uint32_t lease, std::uint32_t b) noexcept {
+    const std::size_t at = row(lease) + b;
+    const SlotId slot = slot_at(pos_[at]);
+    if (std::exchange(own_[at], std::uint8_t{0}) != 0) slots_.let_go(table_slot(lease, b));
+    if (table_slot(lease, b) == slot) return;  // a fork's, of which there was only one
+    ++stats_.duplicate_blocks;
+    table_[at] = static_cast<std::int32_t>(slot);
+    changed(leases_[lease], b, b + 1);
+  }
+
   /// Block b's state lies in `slot` from now on.
   void give(std::uint32_t lease, std::uint32_t b, SlotId slot) noexcept {
     const BlockPos pos = pos_[row(lease) + b];
     slot_of_[pos] = slot + 1;
+    slots_.publish(slot);
     owner_[pos] = 0;
     on_grid_[pos] = (b + 1) * options_.block_tokens <= leases_[lease].grid_tokens;
   }
@@ -1133,7 +1234,7 @@ class BasicCache {
     if (usable <= r.matched) return;
     if (in_place()) fill_table(lease, r.matched, usable);
     r.matched = r.settled = r.stored = usable;
-    r.committed = r.scheduled = usable * options_.block_tokens;
+    r.committed = r.scheduled = r.valid = usable * options_.block_tokens;
     r.grid_tokens = usable <= on_grid ? r.committed : 0;
     r.facts.matched_blocks = ready;
   }
@@ -1145,16 +1246,30 @@ class BasicCache {
       if (owner == 0) owner = lease + 1;
     }
   }
-  /// It will not: who waits for them may.
-  void disclaim(std::uint32_t lease) noexcept {
+  /// It will not, from block `from` on: who waits for them may.
+  void disclaim(std::uint32_t lease, std::uint32_t from = 0) noexcept {
     const Place place = leases_[lease].place;
-    for (std::uint32_t b = ready_blocks(place); b < place.blocks; ++b) {
+    const std::uint32_t ready = ready_blocks(place);
+    for (std::uint32_t b = std::max(from, ready); b < place.blocks; ++b) {
       std::uint32_t& owner = owner_[pos_[row(lease) + b]];
-      if (owner == lease + 1) owner = 0;
+      if (owner == lease + 1) owner = kOrphan;
     }
+    // Another that has them computed as well will publish them.
+    for (std::uint32_t i = 0; i < options_.max_leases; ++i) {
+      const LeaseRecord& r = leases_[i];
+      if (i == lease || !r.active || !r.publishing) continue;
+      const std::uint32_t until =
+          std::min({place.blocks, r.place.blocks, r.committed / options_.block_tokens});
+      for (std::uint32_t b = std::max(from, ready); b < until && pos_[row(i) + b] == pos_[row(lease) + b];
+           ++b)
+        if (std::uint32_t& owner = owner_[pos_[row(i) + b]]; owner == kOrphan) owner = i + 1;
+    }
+    for (std::uint32_t b = std::max(from, ready); b < place.blocks; ++b)
+      if (std::uint32_t& owner = owner_[pos_[row(lease) + b]]; owner == kOrphan) owner = 0;
   }
 
-  void account(LeaseRecord& r) noexcept {
+  void account(const LeaseRecord& r) noexcept {
+    if (r.given_up || r.forked) return;
     const std::uint32_t hit = r.matched * options_.block_tokens;
     ++stats_.requests;
     stats_.queried_tokens += r.prompt_tokens;
@@ -1162,25 +1277,24 @@ class BasicCache {
     stats_.missed_tokens += r.prompt_tokens - hit;
   }
 
+  void abort(std::uint32_t lease) noexcept {
+    leases_[lease].pending_count = 0;
+    leases_[lease].given_up = !leases_[lease].started;
+    finish(lease);
+  }
   void release(std::uint32_t lease, Retention retention) noexcept {
     leases_[lease].retention = retention;
     leases_[lease].releasing = true;
-    if (leases_[lease].pending_count == 0) finish(lease);
+    if (over(leases_[lease])) finish(lease);
   }
 
   void finish(std::uint32_t lease) noexcept {
     LeaseRecord& r = leases_[lease];
-    if (!r.given_up) account(r);
+    account(r);
     r.facts.retention = r.retention;
     policy_.on_request_end(r.facts);
     for_each_run(r.place, [&](RunId used, std::uint32_t blocks) { policy_.on_release(used, blocks); });
-    const std::uint32_t blocks = in_place() ? blocks_for(r.scheduled) : 0;
-    for (std::uint32_t b = r.matched; b < blocks; ++b) {
-      if (own_[row(lease) + b] == 0) continue;
-      free_slot(static_cast<SlotId>(table_[row(lease) + b]), false);
-      own_[row(lease) + b] = 0;
-      --private_slots_;
-    }
+    if (in_place()) drop_slots(lease, r.matched);
     const RunId run = index_->locate(r.place);
     for (RunId up = run; index_->info(up).parent != kNoRun; up = index_->info(up).parent)
       released_[up] = step_;
@@ -1192,190 +1306,58 @@ class BasicCache {
     const RunId left = prune(r.pinned);
     merge_path(left);
     // The place may lie inside what was pinned, if there was no run left to split it.
-    if (ended_count_ < ended_.size()) ended_[ended_count_] = released_[left] == step_ ? left : run;
+    let_go_of(released_[left] == step_ ? left : run);
+  }
+  /// A path that ends with this run was let go of in the open step.
+  void let_go_of(RunId run) noexcept {
+    if (ended_count_ < ended_.size()) ended_[ended_count_] = run;
     ++ended_count_;
   }
 
-  // ---- steps -------------------------------------------------------------------------------------------------------
+  // ---- branches: cache/branches.hpp -----------------------------------------------------------------------------------
 
-  [[nodiscard]] StepEntry entry(StepKind kind, std::uint32_t lease, std::uint32_t b, SlotId slot) noexcept {
-    LeaseRecord& r = leases_[lease];
-    StepEntry e{.kind = kind,
-                .group = 0,
-                .lease = lease,
-                .generation = r.generation,
-                .block = b,
-                .slot = slot,
-                .key = {},
-                .not_before = kind == StepKind::kStore ? pool_.fence(slot) : kNow};
-    if (options_.mode != IndexMode::kNothing) {
-      const RunId run = run_of(r.place, b);
-      tell_keys(lease, r.moved, run, b - index_->info(run).depth, 1,
-                [&](BlockKey key, BlockKey) { e.key = key; });
-    }
-    return e;
-  }
-
-  void take_loads_of(std::uint32_t lease, std::span<StepEntry> out, std::size_t& n) noexcept {
-    LeaseRecord& r = leases_[lease];
-    for (; n < out.size() && r.loaded < r.matched; ++r.loaded) {
-      const BlockPos pos = pos_[row(lease) + r.loaded];
-      if (slot_of_[pos] == 0) {  // another lease found it damaged
-        shorten(r, r.loaded);
-        return;
-      }
-      ++moves_[slot_at(pos)].loads;
-      ++r.loading;
-      out[n++] = entry(StepKind::kLoad, lease, r.loaded, slot_at(pos));
-    }
+  [[nodiscard]] bool shared_frontier(std::uint32_t lease) const noexcept;
+  [[nodiscard]] bool take_back_frontier(std::uint32_t lease) noexcept;
+  void copy_frontier(std::uint32_t lease, SlotId slot) noexcept;
+  [[nodiscard]] std::uint32_t copies_for(const LeaseRecord& r, std::uint32_t end) const noexcept;
+  void copy_block(std::uint32_t lease, SlotId from, SlotId to, std::uint32_t end) noexcept;
+  [[nodiscard]] Result<BasicLease<Policy>> fork_logged(std::uint32_t lease) noexcept;
+  [[nodiscard]] Result<std::uint32_t> fork(std::uint32_t lease) noexcept;
+  Status truncate(std::uint32_t lease, std::uint32_t n) noexcept;
+  void cut(std::uint32_t lease, std::uint32_t tokens) noexcept;
+  void drop_slots(std::uint32_t lease, std::uint32_t from) noexcept;
+  Status commit_accepted_logged(std::uint32_t lease, std::span<const std::uint32_t> offsets,
+                                Point after) noexcept;
+  Status commit_accepted(std::uint32_t lease, std::span<const std::uint32_t> offsets, Point after) noexcept;
+  Status onboard(std::uint32_t lease, std::uint32_t n) noexcept;
+  [[nodiscard]] std::uint32_t exclusive_slots(std::uint32_t lease) noexcept;
+  static Status too_many_copies() noexcept {
+    return {StatusCode::kExhausted, "too many copies wait to be taken: call take_step"};
   }
 
-  void take_stores_of(std::uint32_t lease, std::span<StepEntry> out, std::size_t& n) noexcept {
-    LeaseRecord& r = leases_[lease];
-    // A load that fails takes from the lease what was computed on top of it.
-    if (r.loading > 0 || r.loaded < r.matched) return;
-    while (n < out.size() && r.stored < r.settled) {
-      const std::uint32_t b = r.stored;
-      const bool in_tree = r.storing && b < r.place.blocks;
-      if (in_tree && slot_of_[pos_[row(lease) + b]] != 0) {
-        ++stats_.duplicate_blocks;
-        ++r.stored;
-        continue;
-      }
-      const SlotId slot = in_tree ? allocate_slot(1) : kNoSlot;
-      if (slot == kNoSlot) {
-        stop_storing(lease);
-        return;
-      }
-      moves_[slot].storing = true;
-      ++stores_in_flight_;
-      ++r.stored;
-      out[n++] = entry(StepKind::kStore, lease, b, slot);
-    }
-  }
-  /// What comes behind a block that is not kept could never be reached, so it is not kept either.
-  void stop_storing(std::uint32_t lease) noexcept {
-    LeaseRecord& r = leases_[lease];
-    stats_.unpublished_blocks += r.settled - r.stored;
-    r.stored = r.settled;
-    r.publishing = r.storing = false;
-    disclaim(lease);
-  }
+  // ---- steps: cache/moves.hpp -----------------------------------------------------------------------------------------
 
-  [[nodiscard]] std::span<const StepEntry> take_entries(std::span<StepEntry> out, bool stores) noexcept {
-    std::size_t n = 0;
-    if (in_place()) return out.first(0);
-    out = out.first(std::min(out.size(), most_entries()));
-    op(FlightOp::kTakeStep);
-    put(static_cast<std::uint64_t>(out.size()), ~std::uint32_t{0});
-    for (std::uint32_t i = 0; i < options_.max_leases; ++i)
-      if (leases_[i].active && !leases_[i].releasing) take_loads_of(i, out, n);
-    // In turn, so that one long prompt does not keep the others waiting.
-    for (std::uint32_t i = 0; stores && i < options_.max_leases && n < out.size(); ++i) {
-      const std::uint32_t lease = (store_turn_ + i) % options_.max_leases;
-      if (leases_[lease].active) take_stores_of(lease, out, n);
-      if (n == out.size()) store_turn_ = (lease + 1) % options_.max_leases;
-    }
-    put_entries(out.first(n));
-    return out.first(n);
-  }
+  [[nodiscard]] StepEntry entry(StepKind kind, std::uint32_t lease, std::uint32_t b, SlotId slot) noexcept;
+  void take_loads_of(std::uint32_t lease, std::span<StepEntry> out, std::size_t& n) noexcept;
+  void take_onboarded(std::uint32_t lease, std::span<StepEntry> out, std::size_t& n) noexcept;
+  void take_stores_of(std::uint32_t lease, std::span<StepEntry> out, std::size_t& n) noexcept;
+  void take_copies(std::span<StepEntry> out, std::size_t& n) noexcept;
+  void stop_storing(std::uint32_t lease) noexcept;
+  [[nodiscard]] std::span<const StepEntry> take_entries(std::span<StepEntry> out) noexcept;
   /// More than one step can hold.
-  [[nodiscard]] std::size_t most_entries() const noexcept { return 2 * row(options_.max_leases); }
-  void put_entries(std::span<const StepEntry> entries) noexcept {
-    for (const StepEntry& e : entries) put(e.lease, e.block, e.slot);
-    end_op();
+  [[nodiscard]] std::size_t most_entries() const noexcept {
+    return 2 * row(options_.max_leases) + copies_.size();
   }
-
-  void shorten(LeaseRecord& r, std::uint32_t blocks) noexcept {
-    if (blocks >= r.matched) return;
-    blocks = clip(blocks, r.prompt_tokens, r.grid);
-    r.matched = r.settled = r.stored = blocks;
-    r.loaded = std::min(r.loaded, blocks);
-    r.committed = r.scheduled = blocks * options_.block_tokens;
-    r.grid_tokens = std::min(r.grid_tokens, r.committed);
-    r.pending_count = 0;  // what was computed on top is worth nothing
-  }
-
-  void complete_entry(const StepEntry& e, bool ok) noexcept {
-    if (in_place() || e.slot >= pool_.capacity()) return;
-    Moves& moves = moves_[e.slot];
-    LeaseRecord* r = e.lease < options_.max_leases && leases_[e.lease].active &&
-                             leases_[e.lease].generation == e.generation
-                         ? &leases_[e.lease]
-                         : nullptr;
-    if (e.kind == StepKind::kLoad) {
-      if (moves.loads == 0) return;  // reported before
-      if (--moves.loads == 0 && moves.dropped) {
-        moves.dropped = false;
-        --dropped_slots_;
-        (void)pool_.free_at_once(e.slot, last_step_);
-      }
-      if (r == nullptr || r->loading == 0) return;
-      --r->loading;
-      if (ok || e.block >= r->matched) return;
-      ++stats_.failed_loads;
-      const bool same = slot_of_[pos_[row(e.lease) + e.block]] == e.slot + 1;  // nobody has replaced it since
-      shorten(*r, e.block);
-      if (same) invalidate(*r, e.lease, e.block);
-      if (r->releasing) finish(e.lease);
-      return;
-    }
-    if (!moves.storing) return;  // reported before
-    moves.storing = false;
-    --stores_in_flight_;
-    if (!ok) ++stats_.failed_stores;
-    if (r != nullptr && ok && e.block < r->place.blocks) {
-      const RunId run = run_of(r->place, e.block);
-      const RunInfo info = index_->info(run);
-      const std::uint32_t from = e.block - info.depth;
-      const RunInfo above = index_->info(info.parent);
-      if (info.ready == from && (from > 0 || above.ready == above.length)) {
-        give(e.lease, e.block, e.slot);
-        make_ready(e.lease, run, from, 1);
-        return;
-      }
-      if (info.ready > from)
-        ++stats_.duplicate_blocks;
-      else
-        ++stats_.unpublished_blocks;
-    }
-    (void)pool_.free_at_once(e.slot, last_step_);
-    if (r != nullptr && !ok) stop_storing(e.lease);
-  }
-
-  /// The lease's block b cannot be used: it and all that rests on it are no longer ready.
-  void invalidate(LeaseRecord& r, std::uint32_t lease, std::uint32_t b) noexcept {
-    const RunId run = run_of(r.place, b);
-    const auto ready_below = [&](RunId top) {
-      RunId deepest = kNoRun;
-      index_->enumerate(top, [&](RunId id, const RunInfo& info) {
-        if (info.ready > 0) deepest = id;  // parents come first, so the last has none below it in its branch
-      });
-      return deepest;
-    };
-    for (RunId id = ready_below(run); id != kNoRun; id = ready_below(run)) clear_ready(id, 0);
-    clear_ready(run, b - index_->info(run).depth);
-    for (;;) {
-      RunId idle = kNoRun;
-      index_->enumerate(run, [&](RunId id, const RunInfo& info) {
-        if (info.children == 0 && info.references == 0) idle = id;
-      });
-      if (idle == kNoRun || prune(idle) == idle) break;
-    }
-    if (r.shared) claim(lease, b);
-  }
-  void clear_ready(RunId run, std::uint32_t keep) noexcept {
-    const RunInfo info = index_->info(run);
-    if (info.ready <= keep) return;
-    record_removed(run, keep, info.ready - keep);
-    index_->for_each_range(run, keep, info.ready - keep, [&](BlockPos first, std::uint32_t n) {
-      for (BlockPos pos = first; pos < first + n; ++pos) {
-        if (slot_of_[pos] != 0) free_slot(slot_at(pos), true);
-        slot_of_[pos] = 0;
-      }
-    });
-    index_->set_ready(run, keep);
-  }
+  void put_entries(std::span<const StepEntry> entries) noexcept;
+  void shorten(LeaseRecord& r, std::uint32_t blocks) noexcept;
+  void add_move(const StepEntry& e, std::uint32_t fixed) noexcept;
+  void drop_copies() noexcept;
+  void end_move(const StepEntry& e) noexcept;
+  [[nodiscard]] bool of_use(const StepEntry& e) const noexcept;
+  [[nodiscard]] bool complete_move(const StepEntry& e, bool ok) noexcept;
+  [[nodiscard]] bool complete_entry(const StepEntry& e, bool ok) noexcept;
+  void invalidate(LeaseRecord& r, std::uint32_t lease, std::uint32_t b) noexcept;
+  void clear_ready(RunId run, std::uint32_t keep) noexcept;
 
   CacheOptions options_;
   KeyHasher hasher_;
@@ -1384,14 +1366,11 @@ class BasicCache {
   std::unique_ptr<PrefixIndex> index_;
   Policy policy_;
   FixedArray<BlockKey> keys_;  // of a path, for a policy that wants them
-  BlockPool pool_;
+  SlotBooks slots_;
   CacheStats stats_;
   std::uint32_t row_blocks_ = 0;
   std::uint32_t step_ = 1;
   std::uint32_t store_turn_ = 0;
-  std::uint32_t stores_in_flight_ = 0;
-  std::uint32_t dropped_slots_ = 0;  // out of the tree, but a load still reads them
-  std::uint32_t private_slots_ = 0;  // of leases
   std::uint64_t mark_ = 0;
   FixedArray<RunId> ended_;  // what leases held that ended in the open step; the first of them
   std::uint32_t ended_count_ = 0;
@@ -1409,12 +1388,12 @@ class BasicCache {
   // By RunId.
   FixedArray<std::uint32_t> released_;  // step in which a lease last let go of it
   FixedArray<std::uint64_t> marks_;     // by the last count that has looked at it
-  // By slot; empty in place.
-  FixedArray<Moves> moves_;
+  FixedArray<StepEntry> copies_;        // a ring of those that nobody has taken yet
+  std::uint32_t copy_first_ = 0, copy_count_ = 0;
   // By lease, rows of row_blocks_.
   FixedArray<LeaseRecord> leases_;
   FixedArray<BlockPos> pos_;
-  FixedArray<std::uint8_t> own_;  // the slot is private to the lease
+  FixedArray<std::uint8_t> own_;  // whether the lease is one of the slot's holders
   FixedArray<std::int32_t> own_tables_;
   std::int32_t* table_ = nullptr;
   FixedArray<TokenId> tail_;
@@ -1462,6 +1441,7 @@ Result<BasicLease<Policy>> BasicCache<Policy>::acquire(const Prompt& prompt,
     const std::uint32_t rest = tokens % options_.block_tokens;
     std::copy_n(prompt.tokens.data() + (tokens - rest), rest, tail(lease));
     if (rest > 0) leases_[lease].tail_marks = tail_marks_of(prompt, tokens - rest, lease);
+    leases_[lease].marked_block = tokens / options_.block_tokens;
     if (!prompt.changes.empty())
       leases_[lease].last_scope = static_cast<std::uint32_t>(prompt.changes.back().scope);
   }
@@ -1470,19 +1450,10 @@ Result<BasicLease<Policy>> BasicCache<Policy>::acquire(const Prompt& prompt,
   return BasicLease<Policy>(this, lease, leases_[lease].generation);
 }
 
-template <EvictionPolicy Policy>
-std::span<const StepEntry> BasicCache<Policy>::take_loads(const Lease& lease,
-                                                          std::span<StepEntry> out) noexcept {
-  std::size_t n = 0;
-  if (in_place() || !lease.live()) return out.first(0);
-  out = out.first(std::min(out.size(), most_entries()));
-  op(FlightOp::kTakeStep);
-  put(static_cast<std::uint64_t>(out.size()), lease.index_);
-  take_loads_of(lease.index_, out, n);
-  put_entries(out.first(n));
-  return out.first(n);
-}
-
 using Cache = BasicCache<>;
 
 }  // namespace kvstem::inline v0
+
+// The rest of BasicCache.
+#include "kvstem/cache/branches.hpp"  // IWYU pragma: export
+#include "kvstem/cache/moves.hpp"     // IWYU pragma: export

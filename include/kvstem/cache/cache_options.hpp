@@ -81,12 +81,13 @@ struct Progress {
 struct Audit {
   std::uint32_t slots, free, held, used;  // as the pool counts
   std::uint32_t tree_slots;               // found on blocks of the tree
-  std::uint32_t lease_slots;              // private to leases, found in their tables
-  std::uint32_t step_slots;               // being stored into
+  std::uint32_t lease_slots;              // held by leases, found in their tables
+  std::uint32_t step_slots;               // held by loads, copies and stores that wait or are under way
+  std::uint32_t holders;                  // of all slots, as the pool counts
   std::uint32_t pinned_runs, lease_pins;  // references in the tree, leases that hold one
   std::uint32_t ready_blocks;             // as the tree says
   [[nodiscard]] bool balanced() const noexcept {
-    return free + held + used == slots && tree_slots + lease_slots + step_slots == used &&
+    return free + held + used == slots && tree_slots + lease_slots + step_slots == holders &&
            tree_slots == ready_blocks && pinned_runs == lease_pins;
   }
 };

@@ -8,8 +8,8 @@
 // computed, or will be at a point), and reserved (>= committed) up to which slots were given out, which may be ahead of
 // what is known.
 //
-// A lease that is destroyed is aborted: what waits for its point is lost. Release it. One that is stale (released, moved from, its cache's slot given to another) does
-// nothing and says kStale. Threads: the cache's.
+// A lease that is destroyed is aborted: what waits for its point is lost. Release it. One that is stale (released, moved
+// from, its cache's slot given to another) does nothing and says kStale. Threads: the cache's.
 //
 //   Result<Lease> lease = cache->acquire({.scope = scope, .tokens = prompt});
 //   if (!lease->refresh().must_compute) return later();    // somebody computes it: keep the lease, ask again after `reach`
@@ -25,6 +25,18 @@
 // A request that must wait for slots should hold no lease, or two that wait could lock each other out: abort it and
 // acquire again later. In the middle of an answer release it, and acquire with the tokens so far: what was computed is
 // found again. examples/paged_host shows all of this.
+//
+// Branching (samples, beams, sub-agents, drafts that were wrong):
+//
+//   Result<Lease> sample = lease->fork();                 // shares all that is committed, by reference
+//   ... take_step, launch: a block that two share is copied when one of them writes into it, as an entry of the step
+//   (void)lease->commit_accepted(accepted, after_step);   // of a tree of drafts: where the verified tokens' state lies
+//   (void)lease->truncate(end_of_what_was_right);         // tokens that turned out to be wrong
+//
+// State that somebody else has (a lower tier, a peer):
+//
+//   (void)lease->onboard(512);                            // slots for it, and a load of each block in the next step
+//   ... computed on top, and committed at once; a load that fails takes back what rests on it
 #pragma once
 
 #include <cstdint>
@@ -89,11 +101,23 @@ class BasicLease {
   }
 
   /// Where the lease's blocks are: one slot number for each block up to the reserved cursor. The row stays where it is
-  /// until the lease ends; entries change only by calls on this lease.
+  /// until the lease ends. Entries change by calls on this lease, and by `reach` and `complete`: a block that another lease
+  /// published first is used from its slot from then on, and this lease's own goes back to the pool. A step that was
+  /// launched before may go on with the row as it was: the slot is not written before that step has ended. What is launched
+  /// afterwards takes the row as it is then.
   [[nodiscard]] std::span<const std::int32_t> table(GroupId group) const noexcept {
     if (group != 0 || !live()) return {};
     const auto& r = cache_->leases_[index_];
     return {cache_->table_ + cache_->row(index_), cache_->blocks_for(r.scheduled)};
+  }
+  /// The blocks whose table entries may have changed since the last call (or since the lease began): for hosts that keep a
+  /// copy of the row on a device. One range that covers all changes, cut to the table; empty if there are none.
+  [[nodiscard]] BlockRange delta() noexcept { return live() ? cache_->take_delta(index_) : BlockRange{}; }
+  /// Slots that the end of this lease would leave to others: those that only it holds. What it published among them stays
+  /// in the cache until it is evicted, and is found again. For choosing whom to preempt. 0 by step. O(runs on the paths of
+  /// all leases, and its own blocks).
+  [[nodiscard]] std::uint32_t exclusive_slots() noexcept {
+    return live() ? cache_->exclusive_slots(index_) : 0;
   }
   /// The reserved slots must not be written before this point (the host's own next step on the timeline that it gives to
   /// `end_step` comes after it anyway).
@@ -149,6 +173,45 @@ class BasicLease {
     return status;
   }
 
+  /// As `commit`, of tokens that lie anywhere among the reserved positions: a path through a tree of drafts. Position
+  /// `offsets[i]` behind the committed cursor holds the state of the i-th of the next known tokens; strictly ascending.
+  /// What does not lie where it belongs is moved there by copies in the next step, and is found by others once these are
+  /// done too. kInvalidArgument if not ascending, kOutOfRange beyond what is reserved or known, kExhausted if too many
+  /// copies wait to be taken: nothing is changed. kUnsupported by step, where the engine moves its own cells.
+  Status commit_accepted(std::span<const std::uint32_t> offsets, Point after = kNow) noexcept {
+    if (!live()) return stale();
+    return cache_->commit_accepted_logged(index_, offsets, after);
+  }
+
+  /// The state of the next n known tokens lies in a lower tier or at a peer: they get slots, and each block becomes a load
+  /// in the next step. They count as committed at once, and are found by others when their loads are done; more may be
+  /// computed on top meanwhile. A load that fails takes its block and all behind it from the lease: compute (or onboard)
+  /// again from `committed_tokens`. Whole blocks, from a block's begin, nothing reserved ahead, not the last known token:
+  /// else kInvalidArgument, kWrongState or kOutOfRange; kWrongState also if the lease does not publish. kExhausted as `reserve`. kUnsupported by step.
+  Status onboard(std::uint32_t n) noexcept {
+    return logged(FlightOp::kOnboard, n, 0, [&] { return cache_->onboard(index_, n); });
+  }
+
+  /// Another lease with the same committed tokens and the same state, shared by reference; also where commits wait for
+  /// their point. What is known or reserved beyond them it does not have. A block that is partly filled is copied when one
+  /// of the two writes into it; at once if this lease has reserved ahead. kWrongState before the prompt is committed, and
+  /// while entries of this lease wait or are under way (complete them first: an executor whose queue keeps the order may do
+  /// so when it has enqueued a copy; by step also loads that were not taken). kExhausted if no lease is left, or no slot for
+  /// the copy. It counts as no request of its own. By step the engine shares its
+  /// sequence itself. O(blocks of the sequence), a few bytes each.
+  [[nodiscard]] Result<BasicLease> fork() noexcept {
+    if (!live()) return stale();
+    return cache_->fork_logged(index_);
+  }
+
+  /// The sequence is its first n tokens again: what is known, committed and reserved behind them goes, with the slots of
+  /// whole blocks. What was published of it stays in the cache, for whoever has the same tokens. kOutOfRange beyond the
+  /// known tokens, below the end of the prompt, or below where the lease was forked: that part is shared. kWrongState
+  /// while a load of the block that n lies in waits or is under way; by step, while stores behind n are.
+  Status truncate(std::uint32_t n) noexcept {
+    return logged(FlightOp::kTruncate, n, 0, [&] { return cache_->truncate(index_, n); });
+  }
+
   /// The request is over. What was committed stays in the cache as the policy sees fit; what waits for its point is kept
   /// until then. kByStep: what no step has stored yet is given up. kStale the second time.
   Status release(Retention retention = {}) noexcept {
@@ -163,10 +226,7 @@ class BasicLease {
   /// or committed it is an attempt that was given up, which no counter counts as a request.
   Status abort() noexcept {
     return logged(FlightOp::kAbort, 0, 0, [&] {
-      auto& r = cache_->leases_[index_];
-      r.pending_count = 0;
-      r.given_up = !r.started;
-      cache_->release(index_, {});
+      cache_->abort(index_);
       return Status();
     });
   }

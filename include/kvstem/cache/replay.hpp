@@ -97,6 +97,8 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
     case FlightOp::kAppend:
     case FlightOp::kRelease:
     case FlightOp::kAbort:
+    case FlightOp::kTruncate:
+    case FlightOp::kOnboard:
       status = lease_call([&](Lease& lease, std::uint32_t index) {
         const std::uint32_t a = u32(), b = u32();
         Status done;
@@ -110,6 +112,8 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
             done = lease.release({static_cast<Keep>(b), until_ms, expect_reuse_at_ms});
             break;
           }
+          case FlightOp::kTruncate: done = lease.truncate(a); break;
+          case FlightOp::kOnboard: done = lease.onboard(a); break;
           default: done = lease.abort();
         }
         return u32() == static_cast<std::uint32_t>(done.code()) ? Status() : kNonsense;
@@ -122,6 +126,26 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
         // What the recorded run answered follows from the same state, so it is not looked at.
         (void)lease.commit(n, point(), on_grid);
         return Status();
+      });
+      break;
+    case FlightOp::kCommitAccepted:
+      status = lease_call([&](Lease&, std::uint32_t index) {
+        const std::uint32_t n = u32();
+        const Point after = point();
+        FixedArray<std::uint32_t> offsets;
+        if (n > options_.max_lease_tokens) return kNonsense;
+        if (!offsets.take(options_.memory, n)) return no_memory();
+        for (std::uint32_t i = 0; i < n; ++i) offsets[i] = u32();
+        (void)commit_accepted_logged(index, {offsets.data(), n}, after);
+        return Status();
+      });
+      break;
+    case FlightOp::kFork:
+      status = lease_call([&](Lease& lease, std::uint32_t) {
+        auto forked = lease.fork();
+        const bool same = u32() == static_cast<std::uint32_t>(forked.status().code());
+        if (forked.ok()) forked->cache_ = nullptr;
+        return same ? Status() : kNonsense;
       });
       break;
     case FlightOp::kReach: status = reach(point()); break;
@@ -159,8 +183,9 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
       e.generation = u32();
       e.block = u32();
       e.slot = u32();
+      e.from_slot = u32();
       const bool ok = u32() != 0;
-      complete({e, ok ? Status() : Status(StatusCode::kUnavailable, "as recorded")});
+      (void)complete({e, ok ? Status() : Status(StatusCode::kUnavailable, "as recorded")});
       break;
     }
     default: status = kNonsense;

@@ -577,7 +577,7 @@ class OpaqueHost {
             ++stats_.failed_imports;
           }
         }
-        cache_->complete({e, status});
+        (void)cache_->complete({e, status});
       }
     }
     admission.from_host = have - admission.from_resident;
@@ -678,7 +678,7 @@ class OpaqueHost {
                                        room->first(block_bytes_));
       if (status.ok()) status = tier_.seal(e.slot, e.key, block_bytes_);
     }
-    cache_->complete({e, status});
+    (void)cache_->complete({e, status});
     if (!status.ok()) {
       ++stats_.failed_exports;
       return 0;

@@ -42,6 +42,10 @@ enum class FlightOp : std::uint8_t {
   kEndStep,
   kTakeStep,
   kComplete,
+  kFork,
+  kTruncate,
+  kCommitAccepted,
+  kOnboard,
 };
 
 /// Writes fields in the machine's byte order (little-endian, see block_key.hpp) through a small buffer.
@@ -55,10 +59,7 @@ class FlightWriter {
   template <class T>
   void put(const T& value) noexcept {
     static_assert(std::has_unique_object_representations_v<T> && sizeof(T) <= 64, "no padding in a format");
-    if (!on()) return;
-    if (used_ + sizeof(T) > sizeof buffer_) flush();
-    std::memcpy(buffer_ + used_, &value, sizeof(T));
-    used_ += sizeof(T);
+    if (on()) write(&value, sizeof(T));
   }
   void flush() noexcept {
     if (used_ > 0) sink_.write(sink_.user, {buffer_, used_});
@@ -66,6 +67,13 @@ class FlightWriter {
   }
 
  private:
+  // Apart, so that a log that is off costs its callers a comparison each and no code.
+  [[gnu::noinline]] void write(const void* value, std::size_t bytes) noexcept {
+    if (used_ + bytes > sizeof buffer_) flush();
+    std::memcpy(buffer_ + used_, value, bytes);
+    used_ += bytes;
+  }
+
   FlightSink sink_{};
   std::size_t used_ = 0;
   std::byte buffer_[4096];

@@ -45,20 +45,15 @@ class Lru {
     // Just older than its parent, so that descendants go first. Roots are not in the list.
     link_older_than(run, parent == kNoVictim ? head_ : parent);
     entries_[run].tick = tick_;
-    ++runs_;
   }
   void on_grow(std::uint32_t, std::uint32_t) noexcept {}
   void on_split(std::uint32_t head, std::uint32_t tail, std::uint32_t) noexcept {
     link_older_than(head, entries_[tail].younger);
     entries_[head].tick = entries_[tail].tick;
-    ++runs_;
   }
   void on_merge(std::uint32_t head, std::uint32_t) noexcept { on_erase(head); }
   void on_trim(std::uint32_t, std::uint32_t) noexcept {}
-  void on_erase(std::uint32_t run) noexcept {
-    unlink(run);
-    --runs_;
-  }
+  void on_erase(std::uint32_t run) noexcept { unlink(run); }
   void on_leaf(std::uint32_t) noexcept {}
   void on_evicted(BlockKey) noexcept {}
   void demote(std::uint32_t run) noexcept {
@@ -72,10 +67,11 @@ class Lru {
   [[nodiscard]] Victim victim(Evictable evictable) noexcept {
     for (std::uint32_t run = entries_[cold_].younger; run != cold_; run = entries_[run].younger)
       if (evictable(run)) return {run};
-    for (std::uint32_t looked = 0; looked < runs_; ++looked) {
-      const std::uint32_t run = entries_[head_].younger;
-      if (run == head_) break;
+    std::uint32_t first = head_;  // that was passed over: one round, and the order is what it was
+    for (std::uint32_t run = entries_[head_].younger; run != head_ && run != first;
+         run = entries_[head_].younger) {
       if (evictable(run)) return {run};
+      if (first == head_) first = run;
       unlink(run);
       link_older_than(run, head_);
     }
@@ -103,7 +99,6 @@ class Lru {
 
   FixedArray<Entry> entries_;
   std::uint32_t head_ = 0, cold_ = 0;
-  std::uint32_t runs_ = 0;
   std::uint64_t tick_ = 0;
 };
 
