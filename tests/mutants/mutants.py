@@ -43,6 +43,19 @@ MUTANTS = {
     "late_load_into_given_slot": ("a load under way does not keep its slot", [
         ("cache/branches.hpp", "if (std::exchange(own_[row(lease) + b], std::uint8_t{0}) == kOwnToLoad)",
          "own_[row(lease) + b] = 0; while (slots_.writes(slot) > 0)")]),
+    "window_one_short": ("a window gives back one token too much", [
+        ("cache/group_set.hpp", "return (tokens - g.facts.window_tokens) / g.tokens;",
+         "return (tokens - g.facts.window_tokens + 1) / g.tokens;")]),
+    "state_one_block_off": ("a state is served for the block before its own", [
+        ("cache/group_set.hpp", "const BlockPos at = v.pos[blocks - 1]; if (g.share[at] != 0) return false;",
+         "const BlockPos at = v.pos[blocks - (blocks > 1 ? 2 : 1)]; if (g.share[at] != 0) return false;")]),
+    "pin_of_another_group": ("only the first group's shares are pinned, and the others go by its pins", [
+        ("cache/group_set.hpp", "if (g.links[at].pins++ > 0) return;", "if (&g != &groups_[0] || g.links[at].pins++ > 0) return;"),
+        ("cache/group_set.hpp", "if (--g.links[at].pins == 0) link(g, at);", "if (&g == &groups_[0] && --g.links[at].pins == 0) link(g, at);")]),
+    "state_before_its_point": ("a state is published before its point is reached", [
+        ("cache/group_set.hpp", "if (!v.shared || s.tokens > v.valid || blocks > std::min(v.settled, v.in_tree)) return false;",
+         "if (!v.shared || blocks > v.in_tree) return false;"),
+        ("cache/group_set.hpp", "if (s.tokens > v.valid) part.states[left++] = s;", "if (s.tokens == 0) part.states[left++] = s;")]),
     "failed_load_served": ("a load that failed counts as one that did not", [
         ("cache/moves.hpp", "  if (ok) {\n    stats_.onboarded_blocks += !copy;", "  if (ok || !copy) {\n    stats_.onboarded_blocks += !copy;")]),
 }

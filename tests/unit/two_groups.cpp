@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A model with two groups of layers, full attention and a sliding window, as the author of its host writes it against the
-// types: paged and opaque, with memory of its own for each group. A cache keeps one group so far; that the rest can come
-// without changing a signature is held here by what compiles.
+// types: paged and opaque, with memory of its own for each group. In place a cache keeps both; by step one so far, and that
+// the rest can come without changing a signature is held here by what compiles.
 #include <cstring>
 #include <numeric>
 #include <span>
@@ -211,24 +211,25 @@ TEST_CASE("an opaque host refuses an engine with a group that it would lose") {
   CHECK(host.status().code() == StatusCode::kUnsupported);
 }
 
-TEST_CASE("a cache that cannot keep a group says so when it is created") {
+TEST_CASE("by step a cache that cannot keep a group says so when it is created") {
   const KvLayout layout = hybrid();
   const std::span<const KvGroup> groups(layout.groups);
   const KvGroup checkpoint{.kind = GroupKind::kStateCheckpoint, .bytes_per_token = 64};
-  for (const auto refused : {groups, groups.subspan(1), std::span<const KvGroup>(&checkpoint, 1)}) {
-    const auto cache = Cache::create(options(refused));
+  for (const auto some : {groups, groups.subspan(1), std::span<const KvGroup>(&checkpoint, 1)}) {
+    const auto cache = Cache::create(options(some, SlotFill::kByStep));
     REQUIRE_FALSE(cache.ok());
     CHECK(cache.status().code() == StatusCode::kUnsupported);
     CHECK(std::string_view(cache.status().message()).find("one group of full attention") !=
           std::string_view::npos);
+    CHECK(Cache::create(options(some)).ok());  // in place it keeps them
   }
-  CHECK(Cache::create(options(groups.first(1))).ok());
+  CHECK(Cache::create(options(groups.first(1), SlotFill::kByStep)).ok());
   CHECK(Cache::create(options({})).ok());
 }
 
-TEST_CASE("a lease has a table for each group that is kept, and an empty one for others") {
+TEST_CASE("a lease has a table for each group, and an empty one for others") {
   const KvLayout layout = hybrid();
-  const auto cache = Cache::create(options(std::span(layout.groups).first(1)));
+  const auto cache = Cache::create(options(layout.groups));
   REQUIRE(cache.ok());
   const auto scope = (*cache)->open_scope({.model = "m", .vocab_size = 100});
   REQUIRE(scope.ok());
@@ -239,9 +240,11 @@ TEST_CASE("a lease has a table for each group that is kept, and an empty one for
 
   PagedPools pools(layout);
   const Launch full = pools.launch(*lease, kFull), window = pools.launch(*lease, kWindow);
-  CHECK(full.table.size() == 3);
-  for (const std::int32_t slot : full.table) CHECK(static_cast<std::uint32_t>(slot) < kSlots);
-  CHECK(window.table.empty());
+  for (const Launch& launch : {full, window}) {
+    CHECK(launch.table.size() == 3);
+    for (const std::int32_t slot : launch.table) CHECK(static_cast<std::uint32_t>(slot) < kSlots);
+  }
+  CHECK(lease->table(2).empty());
   CHECK(window.slot_bytes < full.slot_bytes);
 }
 

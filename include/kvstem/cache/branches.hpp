@@ -83,18 +83,21 @@ std::uint32_t BasicCache<Policy>::copies_for(const LeaseRecord& r, std::uint32_t
 }
 
 template <EvictionPolicy Policy>
-void BasicCache<Policy>::copy_block(std::uint32_t lease, SlotId from, SlotId to, std::uint32_t end) noexcept {
+void BasicCache<Policy>::copy_block(std::uint32_t lease, GroupId group, SlotBooks& books,
+                                    std::uint32_t block_tokens, SlotId from, SlotId to,
+                                    std::uint32_t end) noexcept {
+  if (group == kNoGroup) return;  // virtual slots hold nothing
   const LeaseRecord& r = leases_[lease];
-  const std::uint32_t begin = end - end % options_.block_tokens;
+  const std::uint32_t begin = end - end % block_tokens;
   for_each_source(r, begin, end, [&](std::uint32_t first, std::uint32_t last, Point ready) {
     add_move({.kind = StepKind::kCopy,
-              .group = 0,
+              .group = group,
               .lease = lease,
               .generation = r.generation,
-              .block = begin / options_.block_tokens,
+              .block = begin / block_tokens,
               .slot = to,
               .key = {},
-              .not_before = pool().fence(to),
+              .not_before = books.pool().fence(to),
               .from_slot = from,
               .from_offset = first - begin,
               .offset = first - begin,
@@ -111,10 +114,48 @@ void BasicCache<Policy>::copy_frontier(std::uint32_t lease, SlotId slot) noexcep
   LeaseRecord& r = leases_[lease];
   const std::uint32_t b = r.scheduled / options_.block_tokens;
   const SlotId from = table_slot(lease, b);
-  copy_block(lease, from, slot, r.scheduled);
+  copy_block(lease, primary_, slots_, options_.block_tokens, from, slot, r.scheduled);
   table_[row(lease) + b] = static_cast<std::int32_t>(slot);
   slots_.let_go(from);
   changed(r, b, b + 1);
+}
+
+/// The slots that n tokens more need in the other groups. False, and nothing taken, if they are not to be had.
+template <EvictionPolicy Policy>
+bool BasicCache<Policy>::reserve_groups(std::uint32_t lease, std::uint32_t n) noexcept {
+  LeaseRecord& r = leases_[lease];
+  SlotId copied[kMaxGroups];
+  std::uint32_t added[kMaxGroups] = {};
+  bool all = true;
+  groups_.for_each_need(lease, r.scheduled, r.scheduled + n,
+                        [&](std::uint32_t index, std::uint32_t wanted, std::uint32_t copies) {
+                          SlotBooks& from = groups_.books_at(index);
+                          copied[index] = kNoSlot;
+                          for (std::uint32_t i = 0; all && i < wanted; ++i) {
+                            const SlotId slot = allocate_slot(from, wanted - i);
+                            all = slot != kNoSlot;
+                            if (!all) break;
+                            not_before(r, from, slot);
+                            if (i < copies) {
+                              copied[index] = slot;
+                            } else {
+                              groups_.add_slot(index, lease, slot);
+                              ++added[index];
+                            }
+                          }
+                        });
+  for (std::uint32_t index = 0; index < groups_.count(); ++index) {
+    if (!all) {
+      for (; added[index] > 0; --added[index]) groups_.take_slot(index, lease);
+      if (copied[index] != kNoSlot) groups_.books_at(index).give_back(copied[index]);
+    } else if (copied[index] != kNoSlot) {
+      const GroupSet::Copied block = groups_.copy_frontier(index, lease, r.scheduled, copied[index]);
+      copy_block(lease, block.group, groups_.books_at(index), groups_.block_tokens(block.group), block.from,
+                 copied[index], r.scheduled);
+      groups_.books_at(index).let_go(block.from);
+    }
+  }
+  return all;
 }
 
 template <EvictionPolicy Policy>
@@ -144,14 +185,24 @@ Result<std::uint32_t> BasicCache<Policy>::fork(std::uint32_t lease) noexcept {
   if (child == options_.max_leases)
     return Status(StatusCode::kExhausted, "no lease left: release one, or raise max_leases");
   const std::uint32_t filled = parent.committed % options_.block_tokens;
-  // What the parent has reserved it writes into without asking again.
-  const bool copy = in_place() && filled > 0 && parent.scheduled > parent.committed;
-  SlotId copied = kNoSlot;
-  if (copy) {
-    if (copies_for(parent, parent.committed) > copies_.size() - copy_count_) return too_many_copies();
-    const bool none = slots_.some_busy() && pool().free_slots() == 0 && obtainable_slots() == 0;
-    if (none || (copied = allocate_slot(1)) == kNoSlot)
-      return Status(StatusCode::kExhausted, "no slot for a copy of the last block: release leases");
+  // What the parent has reserved it writes into without asking again, so what is filled of that block is copied now.
+  const bool ahead = in_place() && parent.scheduled > parent.committed;
+  const bool copy = ahead && filled > 0;
+  SlotId copied = kNoSlot, group_copied[kMaxGroups];
+  std::fill_n(group_copied, kMaxGroups, kNoSlot);
+  bool all = true;
+  if (ahead && (groups_.count() + 1) * (kMaxPendingCommits + 1) > copies_.size() - copy_count_)
+    return too_many_copies();
+  if (copy && slots_.some_busy() && pool().free_slots() == 0) all = obtainable_slots(slots_) > 0;
+  if (copy && all) all = (copied = allocate_slot(1)) != kNoSlot;
+  for (std::uint32_t i = 0; all && ahead && i < groups_.count(); ++i)
+    if (groups_.splits(i, parent.committed))
+      all = (group_copied[i] = allocate_slot(groups_.books_at(i), 1)) != kNoSlot;
+  if (!all) {
+    if (copied != kNoSlot) slots_.give_back(copied);
+    for (std::uint32_t i = 0; i < groups_.count(); ++i)
+      if (group_copied[i] != kNoSlot) groups_.books_at(i).give_back(group_copied[i]);
+    return Status(StatusCode::kExhausted, "no slot for a copy of the last block: release leases");
   }
 
   LeaseRecord& r = leases_[child];
@@ -190,14 +241,22 @@ Result<std::uint32_t> BasicCache<Policy>::fork(std::uint32_t lease) noexcept {
       if (copy && b + 1 == blocks) {
         table_[to + b] = static_cast<std::int32_t>(copied);
         own_[to + b] = kOwn;
-        copy_block(child, table_slot(lease, b), copied, r.committed);
-        not_before(r, copied);
+        copy_block(child, primary_, slots_, options_.block_tokens, table_slot(lease, b), copied, r.committed);
+        not_before(r, slots_, copied);
       } else if (own_[to + b] != 0) {
         slots_.hold(table_slot(child, b));
       }
     }
     if (blocks > 0) changed(r, 0, blocks);
   }
+  groups_.fork(view(lease), view(child), r.committed, [&](std::uint32_t index, SlotId shared) {
+    const SlotId own = group_copied[index];
+    if (own == kNoSlot) return own;
+    const GroupId group = groups_.id_at(index);
+    copy_block(child, group, groups_.books_at(index), groups_.block_tokens(group), shared, own, r.committed);
+    not_before(r, groups_.books_at(index), own);
+    return own;
+  });
   ++stats_.forks;
   return child;
 }
@@ -210,6 +269,7 @@ Status BasicCache<Policy>::truncate(std::uint32_t lease, std::uint32_t n) noexce
     return {StatusCode::kOutOfRange,
             "what a lease began with is shared and cannot be cut: release it and acquire with the tokens "
             "that are left"};
+  if (const Status status = groups_.may_cut(lease, r.committed, n); !status.ok()) return status;
   const std::uint32_t keep = n / options_.block_tokens;
   const bool inside = in_place() && n % options_.block_tokens != 0 && n < r.scheduled;
   if (inside && (own_[row(lease) + keep] == kOwnToLoad ||
@@ -223,13 +283,15 @@ Status BasicCache<Policy>::truncate(std::uint32_t lease, std::uint32_t n) noexce
                 n % options_.block_tokens * sizeof(TokenId));
   r.known = n;
   r.moved = r.published = {root_keys_[r.scope], 0};  // keys of other tokens, perhaps
+  groups_.cut(view(lease), n);
+  r.open -= groups_.take_dropped_open();
   if (r.place.blocks > keep) {
     disclaim(lease, keep);
-    const RunId before = index_->locate(r.place);
+    const RunId end = index_->locate(r.place);
     r.place.blocks = keep;
     split(r.place, StoredKeys{this});
     const RunId kept = index_->locate(r.place);
-    for (RunId run = before; run != kept; run = index_->info(run).parent) {
+    for (RunId run = end; run != kept; run = index_->info(run).parent) {
       policy_.on_release(run, index_->info(run).length);
       released_[run] = step_;
       let_go_of(run);
@@ -261,15 +323,19 @@ void BasicCache<Policy>::cut(std::uint32_t lease, std::uint32_t tokens) noexcept
     std::uint32_t& last = r.pending[r.pending_count - 1].tokens;
     last = std::min(last, r.committed);
   }
-  if (in_place() && tokens < r.scheduled) drop_slots(lease, blocks_for(tokens));
+  if (in_place() && tokens < r.scheduled) {
+    drop_slots(lease, blocks_for(tokens));
+    set_null(lease, blocks_for(tokens), blocks_for(r.scheduled));
+  }
   r.scheduled = std::min(r.scheduled, tokens);
+  if (copy_count_ > 0) drop_copies();
 }
 
 /// In place, the lease holds no slots of its own from block `from` on.
 template <EvictionPolicy Policy>
 void BasicCache<Policy>::drop_slots(std::uint32_t lease, std::uint32_t from) noexcept {
   LeaseRecord& r = leases_[lease];
-  const std::uint32_t end = blocks_for(r.scheduled), open = r.open;
+  const std::uint32_t end = blocks_for(r.scheduled);
   for (std::uint32_t b = from; b < end; ++b) {
     if (own_[row(lease) + b] == 0) continue;
     const SlotId slot = table_slot(lease, b);
@@ -280,7 +346,6 @@ void BasicCache<Policy>::drop_slots(std::uint32_t lease, std::uint32_t from) noe
   }
   r.load_end = std::min(r.load_end, from);
   r.loaded = std::min(r.loaded, from);
-  if (r.open < open) drop_copies();
 }
 
 template <EvictionPolicy Policy>
@@ -310,38 +375,52 @@ Status BasicCache<Policy>::commit_accepted(std::uint32_t lease, std::span<const 
   if (offsets.size() > r.known - r.committed)
     return {StatusCode::kOutOfRange, "commit beyond the tokens that are known: append them first"};
   const auto n = static_cast<std::uint32_t>(offsets.size());
-  if (const Status status = may_commit(r, n, after); !status.ok()) return status;
+  if (const Status status = may_commit(lease, n, after); !status.ok()) return status;
   // `fn(to, from, tokens)` for stretches that move together: both ends inside one block.
-  const auto for_each_copy = [&](auto&& fn) {
+  const auto for_each_copy = [&](std::uint32_t block_tokens, auto&& fn) {
     for (std::uint32_t i = 0, end = 0; i < n; i = end) {
       const std::uint32_t to = r.committed + i, from = r.committed + offsets[i];
-      std::uint32_t room =
-          options_.block_tokens - std::max(to % options_.block_tokens, from % options_.block_tokens);
-      if (from - to < room && to != from && to / options_.block_tokens == from / options_.block_tokens)
+      std::uint32_t room = block_tokens - std::max(to % block_tokens, from % block_tokens);
+      if (from - to < room && to != from && to / block_tokens == from / block_tokens)
         room = from - to;  // the two ends never overlap
       for (end = i + 1; end < n && end - i < room && offsets[end] - offsets[i] == end - i;) ++end;
       if (to != from) fn(to, from, end - i);
     }
   };
+  // `fn(group, block tokens, slot of a block)` for each group whose state lies by position.
+  const auto for_each_group = [&](auto&& fn) {
+    if (primary_ != kNoGroup)
+      fn(primary_, options_.block_tokens, [&](std::uint32_t b) { return table_slot(lease, b); });
+    for (std::uint32_t i = 0; i < groups_.count(); ++i)
+      if (groups_.by_position(i))
+        fn(groups_.id_at(i), groups_.block_tokens(groups_.id_at(i)),
+           [&, i](std::uint32_t b) { return groups_.slot_of(i, lease, b); });
+  };
   std::uint32_t copies = 0;
-  for_each_copy([&](std::uint32_t, std::uint32_t, std::uint32_t) { ++copies; });
+  for_each_group([&](GroupId, std::uint32_t block_tokens, auto&&) {
+    for_each_copy(block_tokens, [&](std::uint32_t, std::uint32_t, std::uint32_t) { ++copies; });
+  });
+  if (copies > 0 && groups_.has_states())
+    return {StatusCode::kUnsupported,
+            "a state follows one path: commit what the step has computed, in order"};
   if (copies > copies_.size() - copy_count_) return too_many_copies();
-  for_each_copy([&](std::uint32_t to, std::uint32_t from, std::uint32_t tokens) {
-    const std::uint32_t block = to / options_.block_tokens;
-    add_move({.kind = StepKind::kCopy,
-              .group = 0,
-              .lease = lease,
-              .generation = r.generation,
-              .block = block,
-              .slot = table_slot(lease, block),
-              .key = {},
-              .not_before = after,
-              .from_slot = table_slot(lease, from / options_.block_tokens),
-              .from_offset = from % options_.block_tokens,
-              .offset = to % options_.block_tokens,
-              .tokens = tokens,
-              .source_ready = after},
-             0);  // the lease's own: its next step comes after the copies
+  for_each_group([&](GroupId group, std::uint32_t block_tokens, auto&& slot) {
+    for_each_copy(block_tokens, [&](std::uint32_t to, std::uint32_t from, std::uint32_t tokens) {
+      add_move({.kind = StepKind::kCopy,
+                .group = group,
+                .lease = lease,
+                .generation = r.generation,
+                .block = to / block_tokens,
+                .slot = slot(to / block_tokens),
+                .key = {},
+                .not_before = after,
+                .from_slot = slot(from / block_tokens),
+                .from_offset = from % block_tokens,
+                .offset = to % block_tokens,
+                .tokens = tokens,
+                .source_ready = after},
+               0);  // the lease's own: its next step comes after the copies
+    });
   });
   return commit(lease, n, after, false);
 }
@@ -351,6 +430,11 @@ Status BasicCache<Policy>::onboard(std::uint32_t lease, std::uint32_t n) noexcep
   LeaseRecord& r = leases_[lease];
   if (!in_place())
     return {StatusCode::kUnsupported, "by step state comes from the cache's own slots: see take_loads"};
+  if (groups_.any())
+    return {StatusCode::kUnsupported, "only caches of one group onboard so far: compute instead"};
+  if (undeclared_)
+    return {StatusCode::kUnsupported,
+            "KvGroup::bytes_per_token is 0: declare what a block consists of, or it is lost"};
   if (n % options_.block_tokens != 0)
     return {StatusCode::kInvalidArgument,
             "whole blocks are onboarded: a multiple of CacheOptions::block_tokens"};
@@ -390,7 +474,8 @@ std::uint32_t BasicCache<Policy>::exclusive_slots(std::uint32_t lease) noexcept 
   const std::uint32_t blocks = blocks_for(r.scheduled);
   for (std::uint32_t b = r.matched; b < blocks; ++b)
     if (own_[row(lease) + b] != 0) slots += slots_.users(table_slot(lease, b)) == 1;
-  return slots;
+  if (primary_ == kNoGroup) slots = 0;
+  return slots + groups_.exclusive(lease, pos_.data() + row(lease));
 }
 
 }  // namespace kvstem::inline v0

@@ -20,6 +20,9 @@
 //   lease let go of is not evicted before; so a host that never ends a step runs out of slots.
 //   A lease that was released keeps its place among `max_leases` until what it committed has been reached.
 //
+// A model with several groups of layers (model/kv_group.hpp) has a pool and a table for each, and a match ends where all of
+// them are valid; SlotFill::kInPlace only.
+//
 // Threads: one engine thread for everything, except `probe` (any thread with a Reader). A Lease belongs to the engine's
 // thread. The cache must outlive its leases and readers.
 // Cost: acquire is a match (see prefix_index.hpp) plus hashing of what is new; all else O(what is named), but a `reserve` of
@@ -57,11 +60,14 @@
 #include "kvstem/base/status.hpp"
 #include "kvstem/cache/cache_options.hpp"
 #include "kvstem/cache/flight_source.hpp"
+#include "kvstem/cache/group_set.hpp"
 #include "kvstem/cache/lease.hpp"
 #include "kvstem/cache/slot_books.hpp"
 #include "kvstem/cache/step.hpp"
 #include "kvstem/cache/tail_source.hpp"
 #include "kvstem/index/prefix_index.hpp"
+#include "kvstem/model/kv_group.hpp"
+#include "kvstem/model/kv_layout.hpp"
 #include "kvstem/model/prompt.hpp"
 #include "kvstem/model/retention.hpp"
 #include "kvstem/model/scope.hpp"
@@ -82,7 +88,7 @@ class BasicCache {
   static constexpr std::uint32_t kMaxTimelines = 16;
 
   /// Takes all memory. kInvalidArgument says which option is wrong; kExhausted: the memory is not to be had;
-  /// kUnsupported: groups other than one of full attention.
+  /// kUnsupported: by step, groups other than one of full attention.
   [[nodiscard]] static Result<std::unique_ptr<BasicCache>> create(const CacheOptions& options) {
     if (options.block_tokens == 0 || options.block_tokens > kMaxBlockTokens)
       return Status(StatusCode::kInvalidArgument, "CacheOptions::block_tokens must be 1 to 1024");
@@ -93,9 +99,7 @@ class BasicCache {
       return Status(
           StatusCode::kInvalidArgument,
           "CacheOptions: max_leases and max_scopes must not be 0, max_lease_tokens one block to 2^30");
-    if (options.groups.size() > 1 ||
-        (options.groups.size() == 1 && options.groups[0].kind != GroupKind::kFullAttention))
-      return Status(StatusCode::kUnsupported, "this version keeps one group of full attention");
+    if (const Status status = check_groups(options); !status.ok()) return status;
     if (options.mode == IndexMode::kNothing && options.max_changes != 0)
       return Status(StatusCode::kInvalidArgument, "a replaying cache has no keys for change records");
     std::unique_ptr<BasicCache> cache(new (std::nothrow) BasicCache(options));
@@ -130,7 +134,8 @@ class BasicCache {
   [[nodiscard]] Result<Reader> register_reader() noexcept { return index_->register_reader(); }
 
   /// Any thread; changes nothing, and may be called as often as you like. Writes where the prompt's tokens are, in order
-  /// and covering all of them, to `out` (three ranges are always enough). A hint: it may be outdated on return.
+  /// and covering all of them, to `out` (three ranges are always enough). A hint: it may be outdated on return, and where a
+  /// model has several groups a match may end before it.
   [[nodiscard]] Result<std::span<ProbeRange>> probe(Reader& reader, const Prompt& prompt,
                                                     std::span<ProbeRange> out) const noexcept {
     if (const Status status = check(prompt); !status.ok()) return status;
@@ -158,6 +163,19 @@ class BasicCache {
   /// kExhausted (no lease left). A prompt that matches nothing is no error.
   [[nodiscard]] Result<Lease> acquire(const Prompt& prompt, const AcquireOptions& how = {}) noexcept;
 
+  /// A step in which many sequences go on by one token each: for every item what `reserve(1)` (if nothing is reserved ahead),
+  /// `append` of the token and `commit(1, after)` do, in one call. An item whose lease cannot have a slot keeps its lease as
+  /// it was, and says so in its status: wait, or preempt somebody. Returns how many take part.
+  std::uint32_t decode(std::span<DecodeItem<Lease>> items, Point after) noexcept {
+    std::uint32_t done = 0;
+    for (DecodeItem<Lease>& item : items) {
+      item.status = item.lease == nullptr ? Status(StatusCode::kInvalidArgument, "DecodeItem::lease is null")
+                                          : decode_one(*item.lease, item.token, after);
+      done += item.status.ok();
+    }
+    return done;
+  }
+
   /// What must be moved now, before the next step is launched: loads first, then copies or stores; at most `out.size()`
   /// entries, so ask again until there are none. Report each with `complete`, now or later; by step a lease's entries in
   /// their order. In place there are none but for leases that fork, truncate, accept drafts or onboard.
@@ -167,15 +185,16 @@ class BasicCache {
   /// Only what `lease` waits for: its loads.
   [[nodiscard]] std::span<const StepEntry> take_loads(const Lease& lease, std::span<StepEntry> out) noexcept;
 
-  /// How an entry went. A failed load or copy shortens the lease; by step the damaged block and all behind it leave the
+  /// How an entry went. A failed load or copy shortens the lease; one with windows, states or drafts ends, for there may be
+  /// nothing left to go on from (it is aborted: acquire again). By step the damaged block and all behind it leave the
   /// cache. A failed store ends the publishing of its lease. Entries of leases that are gone are settled too. kStale, and
   /// nothing happens, for an entry that is not under way: never taken, or reported before. (Of several copies into one block
   /// only their number is known.)
   Status complete(const StepResult& result) noexcept {
     op(FlightOp::kComplete);
     const StepEntry& e = result.entry;
-    put(static_cast<std::uint32_t>(e.kind), e.lease, e.generation, e.block, e.slot, e.from_slot,
-        static_cast<std::uint32_t>(result.status.ok()));
+    put(static_cast<std::uint32_t>(e.kind), static_cast<std::uint32_t>(e.group), e.lease, e.generation,
+        e.block, e.slot, e.from_slot, static_cast<std::uint32_t>(result.status.ok()));
     const bool under_way =
         in_place() ? complete_move(e, result.status.ok()) : complete_entry(e, result.status.ok());
     end_op();
@@ -216,10 +235,16 @@ class BasicCache {
     slots_.end_step(point);
     last_step_ = point;
     ++step_;
+    groups_.end_step(point, step_);
     ended_count_ = 0;
     end_op();
     return {};
   }
+
+  /// A digest of all that was decided so far: matches, slots given out, evictions, steps. Two caches that were created alike
+  /// and heard the same calls have the same; so ranks compare it at each step, and one that was told something else is found
+  /// out (`encode_step` carries it). Not kept by a hash that withstands an adversary.
+  [[nodiscard]] std::uint64_t decisions() const noexcept { return decisions_; }
 
   /// Change records since the last call, oldest first; a jump in their numbers means that some were lost.
   [[nodiscard]] std::span<const Change> take_changes(std::span<Change> out) noexcept {
@@ -241,7 +266,9 @@ class BasicCache {
             .holders = 0,
             .pinned_runs = 0,
             .lease_pins = 0,
-            .ready_blocks = 0};
+            .ready_blocks = 0,
+            .group_slots = 0,
+            .groups_balanced = true};
     for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s) {
       a.pinned_runs += index_->info(root_run_[s]).references;
       index_->enumerate(root_run_[s], [&](RunId run, const RunInfo& info) {
@@ -258,6 +285,20 @@ class BasicCache {
       a.lease_pins += r.active;
       if (r.active)
         for (std::uint32_t b = 0; b < row_blocks_; ++b) a.lease_slots += own_[row(i) + b] != 0;
+    }
+    a.group_slots = slots_.null_slots();
+    if (groups_.any()) {
+      a.group_slots = a.holders - a.tree_slots - a.lease_slots - a.step_slots;
+      const auto for_each_block = [&](auto&& fn) {
+        for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
+          index_->enumerate(root_run_[s], [&](RunId run, const RunInfo& info) {
+            index_->for_each_range(run, 0, info.length, fn);
+          });
+      };
+      a.groups_balanced = groups_.balanced(slots_, a.tree_slots + a.lease_slots, for_each_block);
+      for (GroupId g = 0; g < kMaxGroups; ++g)
+        if (const SlotBooks* books = groups_.books(g); books != nullptr && books != &slots_)
+          a.groups_balanced = a.groups_balanced && groups_.balanced(*books, 0, for_each_block);
     }
     return a;
   }
@@ -294,17 +335,19 @@ class BasicCache {
 
   struct LeaseRecord {
     bool active;
-    bool shared;      // what is computed is for others too
-    bool publishing;  // shared, and new blocks still find room in the tree
-    bool storing;     // shared, and no store failed
-    bool releasing;   // released, but a commit waits for its point
-    bool started;     // something was reserved or committed: the match is final
-    bool given_up;    // aborted before it started: an attempt, and no request
-    bool forked;      // no request of its own
+    bool shared;           // what is computed is for others too
+    bool publishing;       // shared, and new blocks still find room in the tree
+    bool storing;          // shared, and no store failed
+    bool releasing;        // released, but a commit waits for its point
+    bool started;          // something was reserved or committed: the match is final
+    bool given_up;         // aborted before it started: an attempt, and no request
+    bool forked;           // no request of its own
+    std::uint32_t helped;  // tokens that would have matched if states had been kept everywhere
     std::uint32_t generation;
     std::uint32_t scope;
     std::uint32_t last_scope;  // the one that holds at the prompt's end, and for what is appended
     std::uint32_t grid;        // AcquireOptions::grid_tokens
+    std::uint32_t max_hit;     // AcquireOptions::max_hit_tokens
     Place place;               // end of what of this lease is in the tree
     RunId pinned;
     std::uint32_t prompt_tokens;
@@ -336,15 +379,79 @@ class BasicCache {
   explicit BasicCache(const CacheOptions& options)
       : options_(options), hasher_(options.key_function, options.secret), log_(options.flight_log) {
     options_.secret = {};
-    options_.groups = {};
   }
 
   static Status no_memory() noexcept {
     return {StatusCode::kExhausted, "no memory for the cache: lower slots, max_leases or max_lease_tokens"};
   }
 
+  [[nodiscard]] static Status check_groups(const CacheOptions& options) noexcept {
+    const auto wrong = [](const char* message) { return Status(StatusCode::kInvalidArgument, message); };
+    if (options.groups.size() > kMaxGroups) return wrong("CacheOptions::groups: at most 8");
+    const bool plain = options.groups.empty() ||
+                       (options.groups.size() == 1 && options.groups[0].kind == GroupKind::kFullAttention);
+    if (options.fill == SlotFill::kByStep && !plain)
+      return {StatusCode::kUnsupported, "by step a cache keeps one group of full attention"};
+    if (options.fill == SlotFill::kByStep && options.null_slot) return wrong("by step there is no null slot");
+    if (options.null_slot && options.slots < 2) return wrong("CacheOptions::slots: one is the null slot");
+    const auto tokens = [&](const KvGroup& g) {
+      return g.block_tokens == 0 ? options.block_tokens : g.block_tokens;
+    };
+    for (std::size_t i = 0; i < options.groups.size(); ++i) {
+      const KvGroup& g = options.groups[i];
+      const bool state = g.kind == GroupKind::kStateCheckpoint, window = g.kind == GroupKind::kSlidingWindow;
+      if (window != (g.window_tokens != 0))
+        return wrong("KvGroup::window_tokens is for sliding windows, which need it");
+      if (state && (g.block_tokens != 0 || g.lag_tokens != 0))
+        return wrong("a state checkpoint has neither KvGroup::block_tokens nor lag_tokens");
+      if (!state && g.checkpoint_blocks != 0)
+        return wrong("KvGroup::checkpoint_blocks is for state checkpoints");
+      if (tokens(g) % options.block_tokens != 0 || tokens(g) > kMaxBlockTokens)
+        return wrong("KvGroup::block_tokens must be a multiple of CacheOptions::block_tokens, at most 1024");
+      for (std::size_t j = 0; j < i; ++j)
+        if (tokens(g) % tokens(options.groups[j]) != 0 && tokens(options.groups[j]) % tokens(g) != 0)
+          return wrong("the block sizes of groups must be multiples of one another");
+      if (g.kind == GroupKind::kSideData) {
+        const std::size_t with = g.with == kNoGroup ? 0 : g.with;
+        if (with >= options.groups.size() || with == i || options.groups[with].kind == GroupKind::kSideData ||
+            options.groups[with].kind == GroupKind::kStateCheckpoint)
+          return wrong("side data lies beside the blocks of an attention group: name it in KvGroup::with");
+        continue;
+      }
+      if (g.slots == 1 && options.null_slot) return wrong("KvGroup::slots: one is the null slot");
+      if (g.with == kNoGroup) continue;
+      if (g.with >= i || options.groups[g.with].kind == GroupKind::kSideData || g.slots != 0)
+        return wrong(
+            "KvGroup::with names an earlier group whose pool is shared; then it has no slots of its own");
+      if (block_bytes(g, options.block_tokens) != block_bytes(options.groups[g.with], options.block_tokens))
+        return wrong("groups that share a pool must have equal bytes per block");
+    }
+    return {};
+  }
+  /// The group that the tree is built on: the first of full attention that needs nothing special.
+  [[nodiscard]] static GroupId primary_of(const CacheOptions& options) noexcept {
+    if (options.groups.empty()) return 0;
+    for (GroupId g = 0; g < options.groups.size(); ++g) {
+      const KvGroup& group = options.groups[g];
+      if (group.kind == GroupKind::kFullAttention && group.lag_tokens == 0 && group.with == kNoGroup &&
+          (group.block_tokens == 0 || group.block_tokens == options.block_tokens))
+        return g;
+    }
+    return kNoGroup;
+  }
+
   [[nodiscard]] Status take() noexcept {
     const Memory& memory = options_.memory;
+    primary_ = primary_of(options_);
+    const std::span<const KvGroup> groups = options_.groups;
+    const std::uint32_t slots = options_.slots;
+    for (GroupId g = 0; g < kMaxGroups; ++g) {
+      const bool side = g < groups.size() && groups[g].kind == GroupKind::kSideData;
+      side_of_[g] = side ? (groups[g].with == kNoGroup ? GroupId{0} : groups[g].with) : g;
+    }
+    for (const KvGroup& g : groups) undeclared_ = undeclared_ || g.bytes_per_token == 0;
+    if (primary_ < groups.size() && groups[primary_].slots != 0) options_.slots = groups[primary_].slots;
+    options_.groups = {};
     row_blocks_ = (options_.max_lease_tokens + options_.block_tokens - 1) / options_.block_tokens;
     const std::size_t rows = std::size_t{options_.max_leases} * row_blocks_;
     // Besides what has a slot the tree holds what is being computed, and what fragmentation leaves unused.
@@ -363,7 +470,7 @@ class BasicCache {
     if (!options_.tables.empty() && options_.tables.size() < rows)
       return {StatusCode::kInvalidArgument,
               "CacheOptions::tables needs max_leases rows of max_lease_tokens / block_tokens"};
-    if (!slots_.take(memory, options_.slots, in_place(), false) ||
+    if (!slots_.take(memory, options_.slots, in_place(), options_.null_slot && primary_ != kNoGroup) ||
         !policy_.take(memory, {index_->max_runs(), options_.slots, row_blocks_}) ||
         !slot_of_.take(memory, index_->positions()) || !on_grid_.take(memory, index_->positions()) ||
         !owner_.take(memory, index_->positions()) || !released_.take(memory, index_->max_runs()) ||
@@ -380,7 +487,14 @@ class BasicCache {
         !own_tables_.take(memory, options_.tables.empty() ? rows : 0))
       return no_memory();
     table_ = options_.tables.empty() ? own_tables_.data() : options_.tables.data();
-    return {};
+    padded_ = options_.null_slot || groups.size() > 1;
+    set_null(0, 0, static_cast<std::uint32_t>(rows));
+    return groups_.take(memory, groups, primary_, slots_, slots,
+                        {.leases = options_.max_leases,
+                         .row_blocks = row_blocks_,
+                         .positions = index_->positions(),
+                         .block_tokens = options_.block_tokens,
+                         .null_slot = options_.null_slot});
   }
 
   // ---- small things ------------------------------------------------------------------------------------------------
@@ -419,6 +533,34 @@ class BasicCache {
   }
   void end_op() noexcept {
     if (log_.on()) log_.flush();
+  }
+
+  [[nodiscard]] Status decode_one(Lease& lease, TokenId token, Point after) noexcept {
+    if (!lease.live()) return Lease::stale();
+    const LeaseRecord& r = leases_[lease.index()];
+    if (r.known != r.committed)
+      return {StatusCode::kWrongState, "tokens of this lease are known and not committed: commit them first"};
+    if (!in_vocabulary({&token, 1}, r.last_scope))
+      return {StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary"};
+    if (const Status status = may_wait(r, after); !status.ok()) return status;
+    if (in_place() && (r.scheduled == r.committed || groups_.has_states()))
+      if (const Status status = lease.reserve(r.scheduled == r.committed ? 1 : 0); !status.ok())
+        return status;
+    if (const Status status = lease.append({&token, 1}); !status.ok()) return status;
+    return lease.commit(1, after);
+  }
+
+  /// Tokens of a group's blocks; 0 if its state does not lie by position.
+  [[nodiscard]] std::uint32_t block_tokens(GroupId group) const noexcept {
+    if (group >= kMaxGroups || !in_place()) return 0;
+    group = side_of_[group];
+    return group == primary_ ? options_.block_tokens : groups_.position_tokens(group);
+  }
+  [[nodiscard]] std::int32_t no_slot() const noexcept { return options_.null_slot ? 0 : -1; }
+
+  void decided(std::uint64_t what) noexcept {
+    decisions_ = (decisions_ ^ what) * 0x9e3779b97f4a7c15u;
+    decisions_ ^= decisions_ >> 32;
   }
 
   [[nodiscard]] Status check(const Prompt& prompt) const noexcept {
@@ -562,6 +704,7 @@ class BasicCache {
               slot_of_[first + i] = 0;
               on_grid_[first + i] = 0;
               owner_[first + i] = lease + 1;
+              if (groups_.any()) groups_.clear(first + i);
             }
             block += n;
             if (is_new) {
@@ -689,9 +832,11 @@ class BasicCache {
       index_->for_each_range(run, keep, n, [&](BlockPos first, std::uint32_t count) {
         for (BlockPos pos = first; pos < first + count; ++pos)
           if (slot_of_[pos] != 0) withdraw(pos, evicted);
+        for (BlockPos pos = first; groups_.any() && pos < first + count; ++pos) groups_.drop(pos, evicted);
       });
     });
     if (!status.ok()) return false;
+    decided(std::uint64_t{run} << 32 | n);
     if (evicted) stats_.evicted_blocks += ready;
     if (keep > 0) {
       policy_.on_trim(run, n);
@@ -710,8 +855,8 @@ class BasicCache {
     slot_of_[pos] = 0;
   }
 
-  /// Takes up to n blocks from the policy's victim. False if nothing can go.
-  [[nodiscard]] bool evict_one(std::uint32_t n) noexcept {
+  /// Takes up to n blocks from the policy's victim. False if nothing can go, or if it was used in step `older_than` or later.
+  [[nodiscard]] bool evict_one(std::uint32_t n, std::uint32_t older_than = ~std::uint32_t{0}) noexcept {
     const Evictable evictable(
         [](const void* self, std::uint32_t run) noexcept {
           const auto& cache = *static_cast<const BasicCache*>(self);
@@ -723,7 +868,7 @@ class BasicCache {
         this);
     for (int attempt = 0; attempt < 8; ++attempt) {
       const Victim victim = policy_.victim(evictable);
-      if (victim.run == kNoVictim) return false;
+      if (victim.run == kNoVictim || released_[victim.run] >= older_than) return false;
       if (remove_tail(victim.run, std::min({n, victim.blocks, index_->info(victim.run).length}), true))
         return true;
       policy_.on_release(victim.run, 0);  // a reader pinned it between the question and the trim
@@ -732,10 +877,27 @@ class BasicCache {
   }
 
   /// A slot for the first of `wanted` blocks that need one.
-  [[nodiscard]] SlotId allocate_slot(std::uint32_t wanted) noexcept {
-    while (pool().free_slots() == 0)
-      if (!evict_one(wanted)) return kNoSlot;
-    return slots_.allocate();
+  [[nodiscard]] SlotId allocate_slot(std::uint32_t wanted) noexcept { return allocate_slot(slots_, wanted); }
+  [[nodiscard]] SlotId allocate_slot(SlotBooks& books, std::uint32_t wanted) noexcept {
+    if (books.pool().free_slots() == 0 && !make_room(books, wanted)) return kNoSlot;
+    const SlotId slot = books.allocate();
+    decided(slot);
+    return slot;
+  }
+  [[nodiscard]] bool make_room(SlotBooks& books, std::uint32_t wanted) noexcept {
+    while (books.pool().free_slots() == 0) {
+      if (!groups_.any()) {
+        if (!evict_one(wanted)) return false;
+        continue;
+      }
+      // What is older goes first: a share that may go alone, or a block with all its shares.
+      const std::uint32_t share = groups_.oldest(books);
+      const bool blocks = &books == &slots_ || groups_.has_dense(books);
+      if (blocks && evict_one(&books == &slots_ ? wanted : 1, share)) continue;
+      if (share == ~std::uint32_t{0} || !groups_.evict(books)) return false;
+      ++stats_.evicted_shares;
+    }
+    return true;
   }
 
   /// Pending blocks at the end of a path that nobody holds are given up, from the leaf upwards. Returns the run that is
@@ -796,7 +958,7 @@ class BasicCache {
   void log_acquire(const AcquireShape& shape) noexcept {
     op(FlightOp::kAcquire);
     put(shape.scope, shape.tokens, shape.how.session, shape.how.now_ms, shape.how.grid_tokens,
-        shape.how.have_tokens, static_cast<std::uint32_t>(shape.how.reuse),
+        shape.how.have_tokens, shape.how.max_hit_tokens, static_cast<std::uint32_t>(shape.how.reuse),
         static_cast<std::uint32_t>(shape.how.publish));
   }
 
@@ -839,9 +1001,10 @@ class BasicCache {
 
     r.moved = r.published = {root_keys_[shape.scope], 0};
     r.place = match.place;
+    r.max_hit = shape.how.max_hit_tokens;
     std::uint32_t usable = match.ready;
     if (shape.how.grid_tokens > 0) usable = std::min(usable, visit.grid_blocks);
-    usable = clip(usable, shape.tokens, shape.how.grid_tokens);
+    usable = usable_blocks(lease, usable);
     r.matched = r.settled = r.stored = usable;
     r.loaded = std::min(shape.how.have_tokens / options_.block_tokens, usable);
     r.committed = r.scheduled = r.valid = usable * options_.block_tokens;
@@ -857,6 +1020,8 @@ class BasicCache {
     split(r.place, source);
     repin(r);
     for_each_run(r.place, [&](RunId run, std::uint32_t blocks) { policy_.on_hit(run, blocks); });
+    if (groups_.any()) groups_.attach(view(lease), usable);
+    decided(std::uint64_t{lease} << 32 | usable);
     if constexpr (Policy::kKeys != PolicyKeys::kNone)
       shape.how.reuse ? report_path(r.place, shape.scope, source) : policy_.on_path({}, 0);
     if (r.publishing && r.place.blocks < source.blocks())
@@ -865,11 +1030,35 @@ class BasicCache {
     return true;
   }
 
-  [[nodiscard]] std::uint32_t clip(std::uint32_t blocks, std::uint32_t tokens,
-                                   std::uint32_t grid) const noexcept {
-    const std::uint32_t most = tokens == 0 ? 0 : (tokens - 1) / options_.block_tokens;
-    blocks = std::min(blocks, most);
-    while (grid > 0 && blocks > 0 && std::uint64_t{blocks} * options_.block_tokens % grid != 0) --blocks;
+  /// How many of the lease's first `blocks` blocks it can use: never the last token, on its grid, and valid in all groups.
+  [[nodiscard]] std::uint32_t usable_blocks(std::uint32_t lease, std::uint32_t blocks) noexcept {
+    LeaseRecord& r = leases_[lease];
+    blocks = clip(r, blocks);
+    if (!groups_.any()) return blocks;
+    r.helped = 0;
+    for (std::uint32_t before = blocks + 1; before != blocks;) {
+      before = blocks;
+      const GroupSet::Usable usable = groups_.usable(pos_.data() + row(lease), blocks);
+      r.helped = std::max(r.helped, usable.without_states * options_.block_tokens);
+      blocks = clip(r, usable.blocks);
+    }
+    return blocks;
+  }
+  [[nodiscard]] GroupSet::View view(std::uint32_t lease) const noexcept {
+    const LeaseRecord& r = leases_[lease];
+    return {.lease = lease,
+            .pos = pos_.data() + row(lease),
+            .in_tree = r.place.blocks,
+            .settled = r.settled,
+            .valid = r.valid,
+            .shared = r.shared};
+  }
+
+  /// How much of a match the lease may take: never the prompt's last token, and only to its grid.
+  [[nodiscard]] std::uint32_t clip(const LeaseRecord& r, std::uint32_t blocks) const noexcept {
+    const std::uint32_t most = std::min(r.prompt_tokens == 0 ? 0 : r.prompt_tokens - 1, r.max_hit);
+    blocks = std::min(blocks, most / options_.block_tokens);
+    while (r.grid > 0 && blocks > 0 && std::uint64_t{blocks} * options_.block_tokens % r.grid != 0) --blocks;
     return blocks;
   }
 
@@ -883,12 +1072,26 @@ class BasicCache {
     r.changed = r.changed.empty() ? BlockRange{from, to}
                                   : BlockRange{std::min(r.changed.begin, from), std::max(r.changed.end, to)};
   }
-  [[nodiscard]] BlockRange take_delta(std::uint32_t lease) noexcept {
+  [[nodiscard]] BlockRange take_delta(std::uint32_t lease, GroupId group) noexcept {
+    if (!in_place() || group >= kMaxGroups) return {};
+    group = side_of_[group];
+    if (group != primary_) return groups_.take_delta(group, lease);
     LeaseRecord& r = leases_[lease];
-    const std::uint32_t end = in_place() ? std::min(r.changed.end, blocks_for(r.scheduled)) : 0;
+    const std::uint32_t end = std::min(r.changed.end, blocks_for(r.scheduled));
     const BlockRange range{std::min(r.changed.begin, end), end};
     r.changed = {};
     return range;
+  }
+  [[nodiscard]] std::span<const std::int32_t> table(std::uint32_t lease, GroupId group,
+                                                    bool padded) noexcept {
+    if (group >= kMaxGroups) return {};
+    group = side_of_[group];
+    if (group != primary_) return groups_.table(group, lease, padded);
+    return {table_ + row(lease), padded ? row_blocks_ : blocks_for(leases_[lease].scheduled)};
+  }
+  /// Entries [from, to) of the lease's row name no slot.
+  void set_null(std::uint32_t lease, std::uint32_t from, std::uint32_t to) noexcept {
+    if (padded_ && from < to) std::fill_n(table_ + row(lease) + from, to - from, options_.null_slot ? 0 : -1);
   }
   [[nodiscard]] SlotId table_slot(std::uint32_t lease, std::uint32_t b) const noexcept {
     return static_cast<SlotId>(table_[row(lease) + b]);
@@ -905,8 +1108,8 @@ class BasicCache {
       const std::uint32_t have = blocks_for(r.scheduled), need = blocks_for(r.scheduled + n);
       // The block that the reserved cursor stands in may not be this lease's alone.
       const bool copy = n > 0 && pool().shared_slots() > 0 && shared_frontier(lease);
-      if (need > have || copy) {
-        if (const Status status = reserve_slots(lease, have, need, copy, keep_found); !status.ok()) {
+      if (need > have || copy || groups_.any()) {
+        if (const Status status = reserve_slots(lease, n, have, need, copy, keep_found); !status.ok()) {
           ++stats_.refused_requests;
           return status;
         }
@@ -917,44 +1120,99 @@ class BasicCache {
     return {};
   }
   /// What the lease writes may be written in this slot.
-  void not_before(LeaseRecord& r, SlotId slot) noexcept {
-    if (pool().fence(slot).value > r.not_before.value) r.not_before = pool().fence(slot);
+  static void not_before(LeaseRecord& r, const SlotBooks& books, SlotId slot) noexcept {
+    if (books.pool().fence(slot).value > r.not_before.value) r.not_before = books.pool().fence(slot);
   }
-  /// Slots for the blocks [have, need), and one more for a copy of the block before them.
-  Status reserve_slots(std::uint32_t lease, std::uint32_t have, std::uint32_t need, bool copy,
-                       bool keep_found) noexcept {
+  /// Whether some pool has a slot with several holders, so that writing may need a copy.
+  [[nodiscard]] bool pool_shares() const noexcept {
+    for (GroupId g = 0; groups_.any() && g < kMaxGroups; ++g)
+      if (const SlotBooks* books = groups_.books(g); books != nullptr && books->pool().shared_slots() > 0)
+        return true;
+    return false;
+  }
+  /// Calls `fn(books, slots)` for each pool of which n tokens more need some.
+  template <class Fn>
+  void for_each_want(std::uint32_t lease, std::uint32_t n, std::uint32_t primary, Fn&& fn) noexcept {
+    const std::uint32_t at = leases_[lease].scheduled;
+    SlotBooks* books[kMaxGroups + 1] = {&slots_};
+    std::uint32_t slots[kMaxGroups + 1] = {primary}, pools = 1;
+    groups_.for_each_need(lease, at, at + n, [&](std::uint32_t index, std::uint32_t wanted, std::uint32_t) {
+      std::uint32_t p = 0;
+      while (p < pools && books[p] != &groups_.books_at(index)) ++p;
+      if (p == pools) books[pools] = &groups_.books_at(index), slots[pools++] = 0;
+      slots[p] += wanted;
+    });
+    for (std::uint32_t p = 0; p < pools; ++p)
+      if (slots[p] > 0) fn(*books[p], slots[p]);
+  }
+  [[nodiscard]] ReserveQuote quote(std::uint32_t lease, std::uint32_t n) noexcept {
+    const LeaseRecord& r = leases_[lease];
+    ReserveQuote a;
+    if (!in_place()) return a;
+    const bool never = n > options_.max_lease_tokens - r.scheduled;
+    const std::uint32_t have = blocks_for(r.scheduled), need = never ? have : blocks_for(r.scheduled + n);
+    const bool copy = n > 0 && pool().shared_slots() > 0 && shared_frontier(lease);
+    if (never || need > slots_.capacity()) a.verdict = ReserveQuote::Verdict::kNever;
+    if (never) return a;
+    for_each_want(lease, n, need - have + (copy ? 1 : 0), [&](SlotBooks& books, std::uint32_t slots) {
+      a.slots += slots;
+      const std::uint32_t free = books.pool().free_slots();
+      auto verdict = ReserveQuote::Verdict::kFits;
+      if (slots > books.capacity()) {
+        verdict = ReserveQuote::Verdict::kNever;
+      } else if (slots > free) {
+        verdict =
+            slots > obtainable_slots(books) ? ReserveQuote::Verdict::kLater : ReserveQuote::Verdict::kEvicts;
+        a.evicted += slots - free;
+      }
+      a.verdict = std::max(a.verdict, verdict);
+    });
+    return a;
+  }
+
+  /// Slots for n tokens more: in the primary group for the blocks [have, need), and one more for a copy of the block before
+  /// them.
+  Status reserve_slots(std::uint32_t lease, std::uint32_t n, std::uint32_t have, std::uint32_t need,
+                       bool copy, bool keep_found) noexcept {
     LeaseRecord& r = leases_[lease];
     constexpr Status kInUse{StatusCode::kExhausted,
                             "all slots are in use: release leases, or end the step that freed some"};
-    if (need > options_.slots) return {StatusCode::kOutOfRange, "longer than all of CacheOptions::slots"};
-    if (copy && slots_.writes(table_slot(lease, have - 1)) > 0)
+    if (need > slots_.capacity()) return {StatusCode::kOutOfRange, "longer than all of CacheOptions::slots"};
+    if ((copy && slots_.writes(table_slot(lease, have - 1)) > 0) ||
+        groups_.writes_frontier(lease, r.scheduled))
       return {StatusCode::kExhausted,
               "the last block is being written and read by copies: complete them, then reserve again"};
-    if (copy && need - have + 1 > pool().free_slots()) {
-      const std::uint32_t obtainable = obtainable_slots();
+    if (copy && !groups_.any() && need - have + 1 > pool().free_slots()) {
+      const std::uint32_t obtainable = obtainable_slots(slots_);
       if (need - have == obtainable) copy = !take_back_frontier(lease);
     }
-    if (copy && copies_for(r, r.scheduled) > copies_.size() - copy_count_) return too_many_copies();
+    if ((copy || pool_shares()) &&
+        (groups_.count() + 1) * copies_for(r, r.scheduled) > copies_.size() - copy_count_)
+      return too_many_copies();
     // A refusal takes nothing from anybody, so what there is to be had is counted before anything goes.
     const std::uint32_t copies = copy ? 1 : 0, wanted = need - have + copies;
-    if ((wanted > 1 || slots_.some_busy()) && wanted > pool().free_slots()) {
-      const std::uint32_t obtainable = obtainable_slots();
+    if (groups_.any()) {
+      Status status;
+      for_each_want(lease, n, wanted, [&](SlotBooks& books, std::uint32_t slots) {
+        if (slots > books.capacity()) status = {StatusCode::kOutOfRange, "more than all slots of a group"};
+        if (status.ok() && slots > books.pool().free_slots() && slots > obtainable_slots(books))
+          status = kInUse;
+      });
+      if (!status.ok()) return status;
+    } else if ((wanted > 1 || slots_.some_busy()) && wanted > pool().free_slots()) {
+      const std::uint32_t obtainable = obtainable_slots(slots_);
       if (wanted > obtainable && (keep_found || !give_up_unusable(lease, wanted - obtainable))) return kInUse;
     }
     SlotId copied = kNoSlot;
     for (std::uint32_t i = 0; i < wanted; ++i) {
       SlotId slot = allocate_slot(wanted - i);
-      if (slot == kNoSlot && !keep_found && give_up_unusable(lease, wanted - i))
+      if (slot == kNoSlot && !keep_found && !groups_.any() && give_up_unusable(lease, wanted - i))
         slot = allocate_slot(wanted - i);
       if (slot == kNoSlot) {
-        while (i-- > copies) {
-          slots_.give_back(table_slot(lease, have + i - copies));
-          own_[row(lease) + have + i - copies] = 0;
-        }
-        if (copied != kNoSlot) slots_.give_back(copied);
+        give_back(lease, have, i > copies ? have + i - copies : have, copied);
         return kInUse;
       }
-      not_before(r, slot);
+      not_before(r, slots_, slot);
       if (i < copies) {
         copied = slot;
         continue;
@@ -963,13 +1221,25 @@ class BasicCache {
       table_[at] = static_cast<std::int32_t>(slot);
       own_[at] = kOwn;
     }
+    if (groups_.any() && !reserve_groups(lease, n)) {
+      give_back(lease, have, need, copied);
+      return kInUse;
+    }
     if (copy) copy_frontier(lease, copied);
     if (have < need) changed(r, have, need);
     return {};
   }
+  void give_back(std::uint32_t lease, std::uint32_t from, std::uint32_t to, SlotId copied) noexcept {
+    for (std::uint32_t b = to; b-- > from;) {
+      slots_.give_back(table_slot(lease, b));
+      own_[row(lease) + b] = 0;
+    }
+    set_null(lease, from, to);
+    if (copied != kNoSlot) slots_.give_back(copied);
+  }
   /// In place, slots that are free or whose blocks nobody holds: no lease, nor one that ended in the open step. O(runs on
   /// their paths).
-  [[nodiscard]] std::uint32_t obtainable_slots() noexcept {
+  [[nodiscard]] std::uint32_t obtainable_slots(const SlotBooks& books) noexcept {
     ++mark_;
     std::uint32_t held = 0;
     const auto hold_ended = [&](RunId run) {
@@ -982,18 +1252,23 @@ class BasicCache {
     else  // too many to remember: a look at everything
       for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
         index_->enumerate(root_run_[s], [&](RunId run, const RunInfo&) { hold_ended(run); });
-    std::uint32_t kept = held;
-    if (slots_.some_busy()) {  // on other paths
-      kept += slots_.busy_slots();
+    std::uint32_t kept = &books == &slots_ ? held : 0;
+    const auto for_each_held = [&](auto&& fn) {
       for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
         index_->enumerate(root_run_[s], [&](RunId run, const RunInfo& info) {
-          if (marks_[run] != mark_) return;
-          index_->for_each_range(run, 0, info.ready, [&](BlockPos first, std::uint32_t n) {
-            for (BlockPos pos = first; pos < first + n; ++pos) kept -= slots_.busy(slot_at(pos));
-          });
+          if (marks_[run] == mark_) index_->for_each_range(run, 0, info.ready, fn);
+        });
+    };
+    if (groups_.any()) kept += groups_.kept(books, for_each_held);
+    if (books.some_busy()) {  // and not counted yet
+      kept += books.busy_slots();
+      if (&books == &slots_)
+        for_each_held([&](BlockPos first, std::uint32_t n) {
+          for (BlockPos pos = first; pos < first + n; ++pos) kept -= books.busy(slot_at(pos));
         });
     }
-    return pool().free_slots() + slots_.tree_slots() - kept;
+    const std::uint32_t all = books.tree_slots();
+    return books.pool().free_slots() + (all > kept ? all - kept : 0);
   }
 
   /// Marks the path to the run; the ready blocks of it that were not marked before.
@@ -1098,27 +1373,39 @@ class BasicCache {
     }
   }
 
-  [[nodiscard]] Status may_commit(const LeaseRecord& r, std::uint32_t n, Point after) const noexcept {
+  /// Whether one more commit can wait for a point.
+  [[nodiscard]] Status may_wait(const LeaseRecord& r, Point after) const noexcept {
     if (after.timeline >= kMaxTimelines)
       return {StatusCode::kOutOfRange, "Point::timeline must be below kMaxTimelines"};
-    if (n > r.known - r.committed)
-      return {StatusCode::kOutOfRange, "commit beyond the tokens that are known: append them first"};
-    if (in_place() && n > r.scheduled - r.committed)
-      return {StatusCode::kOutOfRange, "commit beyond what was reserved: reserve first"};
     if (r.pending_count == kMaxPendingCommits &&
         r.pending[r.pending_count - 1].after.timeline != after.timeline)
       return {StatusCode::kExhausted, "too many commits on different timelines wait for their points"};
     return {};
   }
+  [[nodiscard]] Status may_commit(std::uint32_t lease, std::uint32_t n, Point after) const noexcept {
+    const LeaseRecord& r = leases_[lease];
+    if (const Status status = may_wait(r, after); !status.ok()) return status;
+    if (n > r.known - r.committed)
+      return {StatusCode::kOutOfRange, "commit beyond the tokens that are known: append them first"};
+    if (in_place() && n > r.scheduled - r.committed)
+      return {StatusCode::kOutOfRange, "commit beyond what was reserved: reserve first"};
+    if (n > 0 && !groups_.may_advance(lease))
+      return {StatusCode::kWrongState,
+              "a state has no slot to be written to: reserve (0 is enough) before each commit"};
+    return {};
+  }
   Status commit(std::uint32_t lease, std::uint32_t n, Point after, bool on_grid) noexcept {
     LeaseRecord& r = leases_[lease];
-    if (const Status status = may_commit(r, n, after); !status.ok()) return status;
+    if (const Status status = may_commit(lease, n, after); !status.ok()) return status;
     const bool behind_last =
         r.pending_count > 0 && r.pending[r.pending_count - 1].after.timeline == after.timeline;
     r.started = true;
     if (on_grid && r.grid_tokens == r.committed) r.grid_tokens += n;
     r.committed += n;
     r.scheduled = std::max(r.scheduled, r.committed);
+    if (groups_.any())
+      groups_.advance(view(lease), r.committed - n, r.committed,
+                      n > 0 && next_boundary(lease, r.committed - 1) == r.committed);
     if (r.pending_count == 0 && reached(after)) {
       settle(lease, r.committed);
       return {};
@@ -1153,8 +1440,18 @@ class BasicCache {
     leases_[lease].valid = tokens;
     settle(lease);
   }
-  /// In place, whole blocks become ready for everybody.
+  [[nodiscard]] std::uint32_t next_boundary(std::uint32_t lease, std::uint32_t position) const noexcept {
+    return groups_.next_boundary(position, leases_[lease].prompt_tokens, leases_[lease].helped);
+  }
   void settle(std::uint32_t lease) noexcept {
+    settle_blocks(lease);
+    if (groups_.any()) {
+      groups_.settle(view(lease), leases_[lease].committed);
+      leases_[lease].open -= groups_.take_dropped_open();
+    }
+  }
+  /// In place, whole blocks become ready for everybody.
+  void settle_blocks(std::uint32_t lease) noexcept {
     LeaseRecord& r = leases_[lease];
     std::uint32_t until = r.valid / options_.block_tokens;
     if (until <= r.settled) return;
@@ -1213,10 +1510,10 @@ class BasicCache {
     Progress progress{r.committed, 0, true};
     if (r.started) return progress;
     const std::uint32_t ready = ready_blocks(r.place);
-    if (clip(ready, r.prompt_tokens, r.grid) > r.matched) lengthen(r, lease, ready);
+    if (clip(r, ready) > r.matched) lengthen(lease, ready);
     progress.ready_tokens = r.committed;
     // What the match could never cover is not worth waiting for.
-    const std::uint32_t awaited = clip(r.place.blocks, r.prompt_tokens, r.grid);
+    const std::uint32_t awaited = clip(r, r.place.blocks);
     if (ready < awaited) {
       progress.pending_tokens = awaited * options_.block_tokens - progress.ready_tokens;
       if (r.shared && owner_[pos_[row(lease) + ready]] == 0) claim(lease, ready);
@@ -1227,11 +1524,13 @@ class BasicCache {
   }
 
   /// Takes what has become ready into the match.
-  void lengthen(LeaseRecord& r, std::uint32_t lease, std::uint32_t ready) noexcept {
+  void lengthen(std::uint32_t lease, std::uint32_t ready) noexcept {
+    LeaseRecord& r = leases_[lease];
     std::uint32_t on_grid = r.grid_tokens / options_.block_tokens;
     while (on_grid < ready && on_grid_[pos_[row(lease) + on_grid]] != 0) ++on_grid;
-    const std::uint32_t usable = clip(r.grid > 0 ? std::min(ready, on_grid) : ready, r.prompt_tokens, r.grid);
+    const std::uint32_t usable = usable_blocks(lease, r.grid > 0 ? std::min(ready, on_grid) : ready);
     if (usable <= r.matched) return;
+    if (groups_.any()) groups_.attach(view(lease), usable);
     if (in_place()) fill_table(lease, r.matched, usable);
     r.matched = r.settled = r.stored = usable;
     r.committed = r.scheduled = r.valid = usable * options_.block_tokens;
@@ -1294,7 +1593,13 @@ class BasicCache {
     r.facts.retention = r.retention;
     policy_.on_request_end(r.facts);
     for_each_run(r.place, [&](RunId used, std::uint32_t blocks) { policy_.on_release(used, blocks); });
+    if (groups_.any()) {
+      groups_.finish(view(lease));
+      r.open -= groups_.take_dropped_open();
+    }
     if (in_place()) drop_slots(lease, r.matched);
+    if (copy_count_ > 0) drop_copies();
+    set_null(lease, 0, blocks_for(r.scheduled));
     const RunId run = index_->locate(r.place);
     for (RunId up = run; index_->info(up).parent != kNoRun; up = index_->info(up).parent)
       released_[up] = step_;
@@ -1320,7 +1625,14 @@ class BasicCache {
   [[nodiscard]] bool take_back_frontier(std::uint32_t lease) noexcept;
   void copy_frontier(std::uint32_t lease, SlotId slot) noexcept;
   [[nodiscard]] std::uint32_t copies_for(const LeaseRecord& r, std::uint32_t end) const noexcept;
-  void copy_block(std::uint32_t lease, SlotId from, SlotId to, std::uint32_t end) noexcept;
+  void copy_block(std::uint32_t lease, GroupId group, SlotBooks& books, std::uint32_t block_tokens,
+                  SlotId from, SlotId to, std::uint32_t end) noexcept;
+  [[nodiscard]] bool reserve_groups(std::uint32_t lease, std::uint32_t n) noexcept;
+  [[nodiscard]] SlotBooks& books(GroupId group) noexcept {
+    return group == primary_ || group >= kMaxGroups || groups_.books(group) == nullptr
+               ? slots_
+               : *groups_.books(group);
+  }
   [[nodiscard]] Result<BasicLease<Policy>> fork_logged(std::uint32_t lease) noexcept;
   [[nodiscard]] Result<std::uint32_t> fork(std::uint32_t lease) noexcept;
   Status truncate(std::uint32_t lease, std::uint32_t n) noexcept;
@@ -1366,9 +1678,15 @@ class BasicCache {
   std::unique_ptr<PrefixIndex> index_;
   Policy policy_;
   FixedArray<BlockKey> keys_;  // of a path, for a policy that wants them
-  SlotBooks slots_;
+  SlotBooks slots_;            // of the primary group
+  GroupSet groups_;            // all others
+  GroupId primary_ = 0;
+  GroupId side_of_[kMaxGroups] = {};  // itself, or the group that side data lies beside
+  bool padded_ = false;               // what names no slot in a row is null
+  bool undeclared_ = false;           // some group does not say what its blocks consist of
   CacheStats stats_;
   std::uint32_t row_blocks_ = 0;
+  std::uint64_t decisions_ = 0;
   std::uint32_t step_ = 1;
   std::uint32_t store_turn_ = 0;
   std::uint64_t mark_ = 0;

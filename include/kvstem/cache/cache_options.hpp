@@ -39,9 +39,14 @@ struct CacheOptions {
   std::uint32_t max_readers = 16;  // threads that probe
   std::uint32_t max_changes = 0;   // change records kept until taken; 0 is off
   KeyFunction key_function = xxh3_key_function();
-  std::string_view secret{};          // the deployment's; read during `create` only
-  std::span<const KvGroup> groups{};  // empty: one group of full attention
-  /// Where `Lease::table` rows lie: max_leases rows of ceil(max_lease_tokens / block_tokens) numbers. Empty: the cache's own.
+  std::string_view secret{};  // the deployment's; read during `create` only
+  /// The model's groups; `GroupId` is the index. Empty: one of full attention. Only SlotFill::kInPlace keeps several, or
+  /// another kind. `slots` above is for groups that do not say how many they have; where no group is of full attention
+  /// with the cache's block size, it is how many blocks are remembered at all.
+  std::span<const KvGroup> groups{};
+  bool null_slot = false;  // slot 0 is never given out: it stands in tables where there is none (else -1)
+  /// Where `Lease::table` rows lie (of the first group of full attention): max_leases rows of ceil(max_lease_tokens /
+  /// block_tokens) numbers. Empty: the cache's own.
   std::span<std::int32_t> tables{};
   FlightSink flight_log{};  // off unless set
   Memory memory = heap_memory();
@@ -53,9 +58,11 @@ struct AcquireOptions {
   std::uint32_t grid_tokens =
       0;  // > 0: the hit ends at a multiple of this and holds only blocks computed on that grid
   std::uint32_t have_tokens =
-      0;                // the engine holds this many leading tokens already (a resident): no loads for them
-  bool reuse = true;    // false: match nothing and publish nothing (a measurement, a canary)
-  bool publish = true;  // false: what is computed stays private to the lease
+      0;  // the engine holds this many leading tokens already (a resident): no loads for them
+  std::uint32_t max_hit_tokens =
+      ~std::uint32_t{0};  // the hit is no longer than this (who wants logits of the prompt: 0)
+  bool reuse = true;      // false: match nothing and publish nothing (a measurement, a canary)
+  bool publish = true;    // false: what is computed stays private to the lease
 };
 
 /// Where a stretch of a prompt's tokens is.
@@ -69,6 +76,27 @@ struct ProbeRange {
 [[nodiscard]] constexpr std::uint32_t ready_tokens(std::span<const ProbeRange> ranges) noexcept {
   return ranges.empty() || ranges[0].presence != Presence::kReady ? 0 : ranges[0].tokens.end;
 }
+
+/// What `Lease::quote` found.
+struct ReserveQuote {
+  enum class Verdict : std::uint8_t {
+    kFits,    // slots are free
+    kEvicts,  // they are to be had by evicting
+    kLater,   // not now: leases hold them
+    kNever,   // more than there are
+  };
+  Verdict verdict = Verdict::kFits;
+  std::uint32_t slots = 0;    // wanted, in all pools
+  std::uint32_t evicted = 0;  // of which by evicting as many blocks or shares
+};
+
+/// A sequence that goes on by one token in a step: see `Cache::decode`.
+template <class Lease>
+struct DecodeItem {
+  Lease* lease = nullptr;
+  TokenId token = 0;  // that was chosen, whose state the step computes
+  Status status{};    // out: kOk, or why this sequence does not take part
+};
 
 /// What `Lease::refresh` found.
 struct Progress {
@@ -86,9 +114,11 @@ struct Audit {
   std::uint32_t holders;                  // of all slots, as the pool counts
   std::uint32_t pinned_runs, lease_pins;  // references in the tree, leases that hold one
   std::uint32_t ready_blocks;             // as the tree says
+  std::uint32_t group_slots;              // of the first pool, held by groups that share it
+  bool groups_balanced;                   // the same for the pools of all other groups
   [[nodiscard]] bool balanced() const noexcept {
-    return free + held + used == slots && tree_slots + lease_slots + step_slots == holders &&
-           tree_slots == ready_blocks && pinned_runs == lease_pins;
+    return free + held + used == slots && tree_slots + lease_slots + step_slots + group_slots == holders &&
+           tree_slots == ready_blocks && pinned_runs == lease_pins && groups_balanced;
   }
 };
 

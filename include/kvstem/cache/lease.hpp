@@ -39,6 +39,7 @@
 //   ... computed on top, and committed at once; a load that fails takes back what rests on it
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -105,14 +106,58 @@ class BasicLease {
   /// published first is used from its slot from then on, and this lease's own goes back to the pool. A step that was
   /// launched before may go on with the row as it was: the slot is not written before that step has ended. What is launched
   /// afterwards takes the row as it is then.
+  /// Of a window, blocks that no later token sees are null: slot 0 or -1, see CacheOptions::null_slot. A state group has two
+  /// entries: {read, write}, the slot of the state at the committed cursor (null at the begin) and the slot for the state
+  /// behind the reserved tokens; take them between `reserve` and `commit`, and reserve (0 if need be) before each commit. A group that trails
+  /// has no slot for what is still to be computed of it before the first `reserve`. Side data has the row of the group that it lies
+  /// beside. Empty for a group that does not exist.
   [[nodiscard]] std::span<const std::int32_t> table(GroupId group) const noexcept {
-    if (group != 0 || !live()) return {};
-    const auto& r = cache_->leases_[index_];
-    return {cache_->table_ + cache_->row(index_), cache_->blocks_for(r.scheduled)};
+    return live() ? cache_->table(index_, group, false) : std::span<const std::int32_t>{};
+  }
+  /// The whole row, null behind what is reserved (with CacheOptions::null_slot or several groups): for kernels that take
+  /// tables of one width.
+  [[nodiscard]] std::span<const std::int32_t> padded_table(GroupId group) const noexcept {
+    return live() ? cache_->table(index_, group, true) : std::span<const std::int32_t>{};
+  }
+  /// Where the state of positions [from, to) lies in a group, for kernels that scatter new tokens: slot * the group's block
+  /// size + offset in the block. kOutOfRange, and nothing is written, if a position has no slot or `out` is too small;
+  /// kUnsupported for a group of states.
+  Status slot_mapping(GroupId group, std::uint32_t from, std::uint32_t to,
+                      std::span<std::int64_t> out) const noexcept {
+    if (!live()) return stale();
+    const std::uint32_t block_tokens = cache_->block_tokens(group);
+    if (block_tokens == 0) return {StatusCode::kUnsupported, "a group of states, or none at all: see table"};
+    const auto row = table(group);
+    if (from > to || to > std::uint64_t{row.size()} * block_tokens || out.size() < to - from)
+      return {StatusCode::kOutOfRange, "slot_mapping beyond what is reserved, or with too little room"};
+    for (std::uint32_t i = from; i < to; ++i) {
+      const std::int32_t slot = row[i / block_tokens];
+      if (slot == cache_->no_slot())
+        return {StatusCode::kOutOfRange, "the window has left this position behind"};
+      out[i - from] = std::int64_t{slot} * block_tokens + i % block_tokens;
+    }
+    return {};
+  }
+  /// Whether `reserve(n)` would succeed, and at which cost; takes nothing.
+  [[nodiscard]] ReserveQuote quote(std::uint32_t n) noexcept {
+    return live() ? cache_->quote(index_, n) : ReserveQuote{};
+  }
+  /// Where to end the next chunk that is computed from `position` on, so that a state can be kept there that others will
+  /// want: the end of the prompt's whole blocks, a position where a state was missed (`missed_tokens`), every
+  /// KvGroup::checkpoint_blocks. `position` itself if anywhere will do.
+  [[nodiscard]] std::uint32_t next_boundary(std::uint32_t position) const noexcept {
+    return live() ? cache_->next_boundary(index_, position) : position;
+  }
+  /// What would have matched if a state had been kept wherever one was needed; `matched_tokens` if none was missed.
+  [[nodiscard]] std::uint32_t missed_tokens() const noexcept {
+    return field(
+        [this](const auto& r) { return std::max(r.helped, r.matched * cache_->options_.block_tokens); });
   }
   /// The blocks whose table entries may have changed since the last call (or since the lease began): for hosts that keep a
   /// copy of the row on a device. One range that covers all changes, cut to the table; empty if there are none.
-  [[nodiscard]] BlockRange delta() noexcept { return live() ? cache_->take_delta(index_) : BlockRange{}; }
+  [[nodiscard]] BlockRange delta(GroupId group = 0) noexcept {
+    return live() ? cache_->take_delta(index_, group) : BlockRange{};
+  }
   /// Slots that the end of this lease would leave to others: those that only it holds. What it published among them stays
   /// in the cache until it is evicted, and is found again. For choosing whom to preempt. 0 by step. O(runs on the paths of
   /// all leases, and its own blocks).

@@ -55,7 +55,10 @@ std::span<const StepEntry> BasicCache<Policy>::take_entries(std::span<StepEntry>
 
 template <EvictionPolicy Policy>
 void BasicCache<Policy>::put_entries(std::span<const StepEntry> entries) noexcept {
-  for (const StepEntry& e : entries) put(e.lease, e.block, e.slot);
+  for (const StepEntry& e : entries) {
+    put(e.lease, e.block, e.slot);
+    decided(std::uint64_t{e.lease} << 32 | e.slot);
+  }
   end_op();
 }
 
@@ -80,7 +83,7 @@ void BasicCache<Policy>::take_copies(std::span<StepEntry> out, std::size_t& n) n
   for (; n < out.size() && copy_count_ > 0; --copy_count_) {
     const StepEntry& e = copies_[copy_first_];
     copy_first_ = copy_first_ + 1 == copies_.size() ? 0 : copy_first_ + 1;
-    ++slots_.copies_out(e.slot);
+    ++books(e.group).copies_out(e.slot);
     out[n++] = e;
   }
 }
@@ -105,8 +108,8 @@ void BasicCache<Policy>::drop_copies() noexcept {
 /// A copy into a block of a lease that waits to be taken. The source's first `fixed` tokens must stay as they are until then.
 template <EvictionPolicy Policy>
 void BasicCache<Policy>::add_move(const StepEntry& e, std::uint32_t fixed) noexcept {
-  slots_.begin_write(e.slot, {e.lease, e.generation, e.block});
-  slots_.begin_read(e.from_slot, fixed);
+  books(e.group).begin_write(e.slot, {e.lease, e.generation, e.block});
+  books(e.group).begin_read(e.from_slot, fixed);
   ++leases_[e.lease].open;
   copies_[(copy_first_ + copy_count_) % copies_.size()] = e;
   ++copy_count_;
@@ -115,8 +118,8 @@ void BasicCache<Policy>::add_move(const StepEntry& e, std::uint32_t fixed) noexc
 /// The entry holds nothing any more.
 template <EvictionPolicy Policy>
 void BasicCache<Policy>::end_move(const StepEntry& e) noexcept {
-  slots_.end_write(e.slot);
-  if (e.kind == StepKind::kCopy) slots_.end_read(e.from_slot);
+  books(e.group).end_write(e.slot);
+  if (e.kind == StepKind::kCopy) books(e.group).end_read(e.from_slot);
 }
 
 /// Whether what the entry brings is still a block of the lease that wanted it.
@@ -124,18 +127,22 @@ template <EvictionPolicy Policy>
 bool BasicCache<Policy>::of_use(const StepEntry& e) const noexcept {
   if (e.lease >= options_.max_leases) return false;
   const LeaseRecord& r = leases_[e.lease];
-  return r.active && r.generation == e.generation && e.block < blocks_for(r.scheduled) &&
-         own_[row(e.lease) + e.block] != 0 && table_slot(e.lease, e.block) == e.slot;
+  if (!r.active || r.generation != e.generation) return false;
+  if (e.group != primary_) return groups_.of_use(e.group, e.lease, e.block, e.slot);
+  return e.block < blocks_for(r.scheduled) && own_[row(e.lease) + e.block] != 0 &&
+         table_slot(e.lease, e.block) == e.slot;
 }
 
 /// False if no such entry is under way.
 template <EvictionPolicy Policy>
 bool BasicCache<Policy>::complete_move(const StepEntry& e, bool ok) noexcept {
-  if (e.slot >= pool().capacity() || e.kind == StepKind::kStore) return false;
+  if (e.kind == StepKind::kStore || (e.group != primary_ && groups_.books(e.group) == nullptr)) return false;
+  SlotBooks& moved = books(e.group);
+  if (e.slot >= moved.pool().capacity()) return false;
   const bool copy = e.kind == StepKind::kCopy;
-  std::uint32_t& out = copy ? slots_.copies_out(e.slot) : slots_.loads_out(e.slot);
-  if (out == 0 || !slots_.writes_for(e.slot, {e.lease, e.generation, e.block}) ||
-      (copy && (e.from_slot >= pool().capacity() || slots_.reads(e.from_slot) == 0)))
+  std::uint32_t& out = copy ? moved.copies_out(e.slot) : moved.loads_out(e.slot);
+  if (out == 0 || !moved.writes_for(e.slot, {e.lease, e.generation, e.block}) ||
+      (copy && (e.from_slot >= moved.pool().capacity() || moved.reads(e.from_slot) == 0)))
     return false;
   --out;
   const bool useful = of_use(e);
@@ -146,8 +153,12 @@ bool BasicCache<Policy>::complete_move(const StepEntry& e, bool ok) noexcept {
   if (ok) {
     stats_.onboarded_blocks += !copy;
     settle(e.lease);
+  } else if (++stats_.failed_loads; groups_.any()) {
+    // What a window or a state was at an earlier position is gone, so there is nothing to go on from.
+    r.pending_count = 0;
+    finish(e.lease);
+    return true;
   } else {
-    ++stats_.failed_loads;
     cut(e.lease, e.block * options_.block_tokens);
   }
   if (over(r)) finish(e.lease);
@@ -161,7 +172,7 @@ StepEntry BasicCache<Policy>::entry(StepKind kind, std::uint32_t lease, std::uin
                                     SlotId slot) noexcept {
   LeaseRecord& r = leases_[lease];
   StepEntry e{.kind = kind,
-              .group = 0,
+              .group = primary_,
               .lease = lease,
               .generation = r.generation,
               .block = b,
@@ -237,7 +248,7 @@ void BasicCache<Policy>::stop_storing(std::uint32_t lease) noexcept {
 template <EvictionPolicy Policy>
 void BasicCache<Policy>::shorten(LeaseRecord& r, std::uint32_t blocks) noexcept {
   if (blocks >= r.matched) return;
-  blocks = clip(blocks, r.prompt_tokens, r.grid);
+  blocks = clip(r, blocks);
   r.matched = r.settled = r.stored = blocks;
   r.loaded = std::min(r.loaded, blocks);
   r.committed = r.scheduled = r.valid = blocks * options_.block_tokens;

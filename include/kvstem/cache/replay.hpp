@@ -61,6 +61,7 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
       shape.how.now_ms = log.get<std::uint64_t>();
       shape.how.grid_tokens = u32();
       shape.how.have_tokens = u32();
+      shape.how.max_hit_tokens = u32();
       shape.how.reuse = u32() != 0;
       shape.how.publish = u32() != 0;
       const std::uint32_t lease = free_lease();
@@ -179,6 +180,7 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
     case FlightOp::kComplete: {
       StepEntry e;
       e.kind = static_cast<StepKind>(u32());
+      e.group = static_cast<GroupId>(u32());
       e.lease = u32();
       e.generation = u32();
       e.block = u32();

@@ -48,7 +48,7 @@ struct StepEntry {
 };
 
 /// How an entry went. What failed takes its block and all behind it from the lease; `Lease::committed_tokens` then says
-/// from where to compute.
+/// from where to compute. With groups besides one of full attention the lease ends: `Lease::live` is false.
 struct StepResult {
   StepEntry entry;
   Status status;

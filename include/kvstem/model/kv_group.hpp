@@ -4,10 +4,22 @@
 // A group is a set of layers whose state follows one rule of how long it is needed. Most models have one group, of full
 // attention; hybrids have several, and a prefix is reusable only where all of them are valid. Plain data.
 //
-//   KvGroup full{.kind = GroupKind::kFullAttention, .bytes_per_token = 2 * 30 * 3 * 64 * 2};
+//   KvGroup groups[] = {
+//       {.kind = GroupKind::kFullAttention, .bytes_per_token = 24 * 2048},
+//       {.kind = GroupKind::kSlidingWindow, .window_tokens = 1024, .bytes_per_token = 24 * 2048, .with = 0},  // one budget
+//       {.kind = GroupKind::kStateCheckpoint, .bytes_per_token = 6 << 20, .slots = 64, .checkpoint_blocks = 32},
+//   };
+//
+//   kind              what of it a prefix of p tokens needs            what an eviction may take
+//   kFullAttention    the state of all p tokens                        the last block of a prefix, with all groups' shares
+//   kSlidingWindow    of the last `window_tokens` before p             any block's share
+//   kStateCheckpoint  one state, taken at exactly p                    any state
+//   kSideData         lies beside each block of another group          with that block
 #pragma once
 
 #include <cstdint>
+
+#include "kvstem/base/ids.hpp"
 
 namespace kvstem::inline v0 {
 
@@ -18,12 +30,23 @@ enum class GroupKind : std::uint8_t {
   kSideData,         // travels with a block of another group (a sparse indexer, a compressed tail)
 };
 
+/// As KvGroup::with: none.
+inline constexpr GroupId kNoGroup = 255;
+
 struct KvGroup {
   GroupKind kind = GroupKind::kFullAttention;
-  std::uint32_t window_tokens = 0;  // kSlidingWindow: tokens; otherwise 0
+  std::uint32_t window_tokens = 0;  // kSlidingWindow: how many before the next token; otherwise 0
   std::uint64_t bytes_per_token =
       0;                         // all layers and heads of the group; kStateCheckpoint: bytes of one state
   std::uint32_t lag_tokens = 0;  // how far this group's state may trail the others (a draft model)
+  std::uint32_t block_tokens =
+      0;                    // of its blocks: a multiple of the cache's; 0: as the cache. Not of checkpoints
+  std::uint32_t slots = 0;  // of its own pool; 0: as many as CacheOptions::slots
+  /// An earlier group: whose pool this one shares (both must have equal bytes per block), or, of kSideData, whose blocks it
+  /// lies beside (there kNoGroup means group 0).
+  GroupId with = kNoGroup;
+  std::uint32_t checkpoint_blocks =
+      0;  // kStateCheckpoint: also after every so many blocks of a prompt; 0: not
   friend constexpr bool operator==(const KvGroup&, const KvGroup&) noexcept = default;
 };
 

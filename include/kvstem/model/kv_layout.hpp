@@ -56,10 +56,12 @@ struct KvLayout {
 };
 
 /// Bytes of one block of one group; of a state checkpoint, the one state that it consists of.
+[[nodiscard]] inline std::uint64_t block_bytes(const KvGroup& group, std::uint32_t block_tokens) noexcept {
+  if (group.kind == GroupKind::kStateCheckpoint) return group.bytes_per_token;
+  return group.bytes_per_token * (group.block_tokens != 0 ? group.block_tokens : block_tokens);
+}
 [[nodiscard]] inline std::uint64_t block_bytes(const KvLayout& layout, GroupId group) noexcept {
-  const KvGroup& g = layout.groups[group];
-  return g.kind == GroupKind::kStateCheckpoint ? g.bytes_per_token
-                                               : g.bytes_per_token * layout.representation.block_tokens;
+  return block_bytes(layout.groups[group], layout.representation.block_tokens);
 }
 
 }  // namespace kvstem::inline v0

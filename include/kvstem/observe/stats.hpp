@@ -19,6 +19,7 @@ struct CacheStats {
   std::uint64_t forks = 0;               // leases that were forked from others
   std::uint64_t copied_blocks = 0;       // copied because two leases shared them and one wrote
   std::uint64_t onboarded_blocks = 0;    // brought up from elsewhere, as far as it succeeded
+  std::uint64_t evicted_shares = 0;      // of windows and states, that left without their block
   std::uint64_t failed_loads = 0;        // blocks dropped because their bytes could not be loaded or copied
   std::uint64_t failed_stores = 0;       // blocks that could not be stored
   std::uint64_t duplicate_blocks = 0;    // computed although somebody else had stored them first
