@@ -18,7 +18,7 @@ OPERATIONS = 300_000  # effective ones; a mutant is found long before, or not at
 # name: (what goes wrong, [(header below include/kvstem, text, its replacement)])
 MUTANTS = {
     "matched_block_evicted": ("what a lease was matched to is not pinned", [
-        ("cache/cache.hpp", "info.children == 0 && info.references == 0 &&\n", "info.children == 0 &&\n"),
+        ("cache/room.hpp", "info.children == 0 && info.references == 0 &&\n", "info.children == 0 &&\n"),
         ("index/prefix_index.hpp", "    if ((state & 0xffffffffu) != 0 ||\n        !run.state.compare_exchange_strong(state, state | kEvicting",
          "    if (!run.state.compare_exchange_strong(state, state | kEvicting")]),
     "draft_published": ("a commit takes what was reserved for drafts as verified", [

@@ -644,13 +644,15 @@ constexpr const char* kActNames[kActs] = {"acquire", "refresh", "reserve",  "pre
 
 struct Happened {
   std::array<std::uint64_t, kActs> acts{};
-  std::uint64_t matched = 0, missed_state = 0, refused = 0, blocks_evicted = 0, shares_evicted = 0;
+  std::uint64_t matched = 0, gave_up = 0, missed_state = 0, refused = 0, blocks_evicted = 0,
+                shares_evicted = 0;
   std::uint64_t copies = 0, copies_failed = 0, lengthened = 0, reads = 0, duplicates = 0,
                 waiting_at_release = 0;
 };
 
 constexpr std::pair<const char*, std::uint64_t Happened::*> kCounts[] = {
     {"matched", &Happened::matched},
+    {"gave up", &Happened::gave_up},
     {"states missed", &Happened::missed_state},
     {"refused", &Happened::refused},
     {"blocks evicted", &Happened::blocks_evicted},
@@ -954,8 +956,9 @@ class GroupWalk {
       MUST(a.free == b.free && a.held == b.held && a.tree_slots == b.tree_slots && a.holders == b.holders);
       return false;
     }
-    MUST(q.verdict == V::kFits || q.verdict == V::kEvicts);
-    MUST(evicted == (q.verdict == V::kEvicts));
+    MUST(q.verdict != V::kNever);
+    happened_.gave_up += q.verdict == V::kLater;  // the room is what the lease found and cannot use
+    MUST(evicted == (q.verdict != V::kFits));
     r.started = true;
     handed_out(r, before);
     r.reserved += n;

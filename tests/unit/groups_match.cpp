@@ -545,3 +545,25 @@ TEST_CASE("without full attention a fork copies what is there, and nothing else"
   }
   host.balanced();
 }
+
+TEST_CASE(
+    "blocks that are there and of no use without their state make room for the lease that must compute them "
+    "again") {
+  Grouped host({kFull, state(4)}, 12);
+  {
+    Lease first = host.begin(tokens(40));
+    REQUIRE(host.reserve_to(first, 40).ok());
+    REQUIRE(first.commit(40).ok());
+    REQUIRE(first.release().ok());  // its one state is behind the last token
+  }
+  Lease lease = host.begin(tokens(40));
+  CHECK(lease.matched_tokens() == 0);
+  CHECK(lease.missed_tokens() == 36);
+  host.end_step();
+  CHECK(host.reserve_to(lease, 40).ok());
+  REQUIRE(lease.commit(40).ok());
+  host.balanced();
+  REQUIRE(lease.release().ok());
+  host.end_step();
+  host.balanced();
+}

@@ -120,44 +120,6 @@ void BasicCache<Policy>::copy_frontier(std::uint32_t lease, SlotId slot) noexcep
   changed(r, b, b + 1);
 }
 
-/// The slots that n tokens more need in the other groups. False, and nothing taken, if they are not to be had.
-template <EvictionPolicy Policy>
-bool BasicCache<Policy>::reserve_groups(std::uint32_t lease, std::uint32_t n) noexcept {
-  LeaseRecord& r = leases_[lease];
-  SlotId copied[kMaxGroups];
-  std::uint32_t added[kMaxGroups] = {};
-  bool all = true;
-  groups_.for_each_need(lease, r.scheduled, r.scheduled + n,
-                        [&](std::uint32_t index, std::uint32_t wanted, std::uint32_t copies) {
-                          SlotBooks& from = groups_.books_at(index);
-                          copied[index] = kNoSlot;
-                          for (std::uint32_t i = 0; all && i < wanted; ++i) {
-                            const SlotId slot = allocate_slot(from, wanted - i);
-                            all = slot != kNoSlot;
-                            if (!all) break;
-                            not_before(r, from, slot);
-                            if (i < copies) {
-                              copied[index] = slot;
-                            } else {
-                              groups_.add_slot(index, lease, slot);
-                              ++added[index];
-                            }
-                          }
-                        });
-  for (std::uint32_t index = 0; index < groups_.count(); ++index) {
-    if (!all) {
-      for (; added[index] > 0; --added[index]) groups_.take_slot(index, lease);
-      if (copied[index] != kNoSlot) groups_.books_at(index).give_back(copied[index]);
-    } else if (copied[index] != kNoSlot) {
-      const GroupSet::Copied block = groups_.copy_frontier(index, lease, r.scheduled, copied[index]);
-      copy_block(lease, block.group, groups_.books_at(index), groups_.block_tokens(block.group), block.from,
-                 copied[index], r.scheduled);
-      groups_.books_at(index).let_go(block.from);
-    }
-  }
-  return all;
-}
-
 template <EvictionPolicy Policy>
 Result<BasicLease<Policy>> BasicCache<Policy>::fork_logged(std::uint32_t lease) noexcept {
   op(FlightOp::kFork);

@@ -855,27 +855,6 @@ class BasicCache {
     slot_of_[pos] = 0;
   }
 
-  /// Takes up to n blocks from the policy's victim. False if nothing can go, or if it was used in step `older_than` or later.
-  [[nodiscard]] bool evict_one(std::uint32_t n, std::uint32_t older_than = ~std::uint32_t{0}) noexcept {
-    const Evictable evictable(
-        [](const void* self, std::uint32_t run) noexcept {
-          const auto& cache = *static_cast<const BasicCache*>(self);
-          const RunInfo info = cache.index_->info(run);
-          // What was released in the open step may still be read by it.
-          return info.children == 0 && info.references == 0 &&
-                 (!cache.in_place() || cache.released_[run] != cache.step_);
-        },
-        this);
-    for (int attempt = 0; attempt < 8; ++attempt) {
-      const Victim victim = policy_.victim(evictable);
-      if (victim.run == kNoVictim || released_[victim.run] >= older_than) return false;
-      if (remove_tail(victim.run, std::min({n, victim.blocks, index_->info(victim.run).length}), true))
-        return true;
-      policy_.on_release(victim.run, 0);  // a reader pinned it between the question and the trim
-    }
-    return false;
-  }
-
   /// A slot for the first of `wanted` blocks that need one.
   [[nodiscard]] SlotId allocate_slot(std::uint32_t wanted) noexcept { return allocate_slot(slots_, wanted); }
   [[nodiscard]] SlotId allocate_slot(SlotBooks& books, std::uint32_t wanted) noexcept {
@@ -883,21 +862,6 @@ class BasicCache {
     const SlotId slot = books.allocate();
     decided(slot);
     return slot;
-  }
-  [[nodiscard]] bool make_room(SlotBooks& books, std::uint32_t wanted) noexcept {
-    while (books.pool().free_slots() == 0) {
-      if (!groups_.any()) {
-        if (!evict_one(wanted)) return false;
-        continue;
-      }
-      // What is older goes first: a share that may go alone, or a block with all its shares.
-      const std::uint32_t share = groups_.oldest(books);
-      const bool blocks = &books == &slots_ || groups_.has_dense(books);
-      if (blocks && evict_one(&books == &slots_ ? wanted : 1, share)) continue;
-      if (share == ~std::uint32_t{0} || !groups_.evict(books)) return false;
-      ++stats_.evicted_shares;
-    }
-    return true;
   }
 
   /// Pending blocks at the end of a path that nobody holds are given up, from the leaf upwards. Returns the run that is
@@ -1123,192 +1087,7 @@ class BasicCache {
   static void not_before(LeaseRecord& r, const SlotBooks& books, SlotId slot) noexcept {
     if (books.pool().fence(slot).value > r.not_before.value) r.not_before = books.pool().fence(slot);
   }
-  /// Whether some pool has a slot with several holders, so that writing may need a copy.
-  [[nodiscard]] bool pool_shares() const noexcept {
-    for (GroupId g = 0; groups_.any() && g < kMaxGroups; ++g)
-      if (const SlotBooks* books = groups_.books(g); books != nullptr && books->pool().shared_slots() > 0)
-        return true;
-    return false;
-  }
-  /// Calls `fn(books, slots)` for each pool of which n tokens more need some.
-  template <class Fn>
-  void for_each_want(std::uint32_t lease, std::uint32_t n, std::uint32_t primary, Fn&& fn) noexcept {
-    const std::uint32_t at = leases_[lease].scheduled;
-    SlotBooks* books[kMaxGroups + 1] = {&slots_};
-    std::uint32_t slots[kMaxGroups + 1] = {primary}, pools = 1;
-    groups_.for_each_need(lease, at, at + n, [&](std::uint32_t index, std::uint32_t wanted, std::uint32_t) {
-      std::uint32_t p = 0;
-      while (p < pools && books[p] != &groups_.books_at(index)) ++p;
-      if (p == pools) books[pools] = &groups_.books_at(index), slots[pools++] = 0;
-      slots[p] += wanted;
-    });
-    for (std::uint32_t p = 0; p < pools; ++p)
-      if (slots[p] > 0) fn(*books[p], slots[p]);
-  }
-  [[nodiscard]] ReserveQuote quote(std::uint32_t lease, std::uint32_t n) noexcept {
-    const LeaseRecord& r = leases_[lease];
-    ReserveQuote a;
-    if (!in_place()) return a;
-    const bool never = n > options_.max_lease_tokens - r.scheduled;
-    const std::uint32_t have = blocks_for(r.scheduled), need = never ? have : blocks_for(r.scheduled + n);
-    const bool copy = n > 0 && pool().shared_slots() > 0 && shared_frontier(lease);
-    if (never || need > slots_.capacity()) a.verdict = ReserveQuote::Verdict::kNever;
-    if (never) return a;
-    for_each_want(lease, n, need - have + (copy ? 1 : 0), [&](SlotBooks& books, std::uint32_t slots) {
-      a.slots += slots;
-      const std::uint32_t free = books.pool().free_slots();
-      auto verdict = ReserveQuote::Verdict::kFits;
-      if (slots > books.capacity()) {
-        verdict = ReserveQuote::Verdict::kNever;
-      } else if (slots > free) {
-        verdict =
-            slots > obtainable_slots(books) ? ReserveQuote::Verdict::kLater : ReserveQuote::Verdict::kEvicts;
-        a.evicted += slots - free;
-      }
-      a.verdict = std::max(a.verdict, verdict);
-    });
-    return a;
-  }
 
-  /// Slots for n tokens more: in the primary group for the blocks [have, need), and one more for a copy of the block before
-  /// them.
-  Status reserve_slots(std::uint32_t lease, std::uint32_t n, std::uint32_t have, std::uint32_t need,
-                       bool copy, bool keep_found) noexcept {
-    LeaseRecord& r = leases_[lease];
-    constexpr Status kInUse{StatusCode::kExhausted,
-                            "all slots are in use: release leases, or end the step that freed some"};
-    if (need > slots_.capacity()) return {StatusCode::kOutOfRange, "longer than all of CacheOptions::slots"};
-    if ((copy && slots_.writes(table_slot(lease, have - 1)) > 0) ||
-        groups_.writes_frontier(lease, r.scheduled))
-      return {StatusCode::kExhausted,
-              "the last block is being written and read by copies: complete them, then reserve again"};
-    if (copy && !groups_.any() && need - have + 1 > pool().free_slots()) {
-      const std::uint32_t obtainable = obtainable_slots(slots_);
-      if (need - have == obtainable) copy = !take_back_frontier(lease);
-    }
-    if ((copy || pool_shares()) &&
-        (groups_.count() + 1) * copies_for(r, r.scheduled) > copies_.size() - copy_count_)
-      return too_many_copies();
-    // A refusal takes nothing from anybody, so what there is to be had is counted before anything goes.
-    const std::uint32_t copies = copy ? 1 : 0, wanted = need - have + copies;
-    if (groups_.any()) {
-      Status status;
-      for_each_want(lease, n, wanted, [&](SlotBooks& books, std::uint32_t slots) {
-        if (slots > books.capacity()) status = {StatusCode::kOutOfRange, "more than all slots of a group"};
-        if (status.ok() && slots > books.pool().free_slots() && slots > obtainable_slots(books))
-          status = kInUse;
-      });
-      if (!status.ok()) return status;
-    } else if ((wanted > 1 || slots_.some_busy()) && wanted > pool().free_slots()) {
-      const std::uint32_t obtainable = obtainable_slots(slots_);
-      if (wanted > obtainable && (keep_found || !give_up_unusable(lease, wanted - obtainable))) return kInUse;
-    }
-    SlotId copied = kNoSlot;
-    for (std::uint32_t i = 0; i < wanted; ++i) {
-      SlotId slot = allocate_slot(wanted - i);
-      if (slot == kNoSlot && !keep_found && !groups_.any() && give_up_unusable(lease, wanted - i))
-        slot = allocate_slot(wanted - i);
-      if (slot == kNoSlot) {
-        give_back(lease, have, i > copies ? have + i - copies : have, copied);
-        return kInUse;
-      }
-      not_before(r, slots_, slot);
-      if (i < copies) {
-        copied = slot;
-        continue;
-      }
-      const std::size_t at = row(lease) + have + i - copies;
-      table_[at] = static_cast<std::int32_t>(slot);
-      own_[at] = kOwn;
-    }
-    if (groups_.any() && !reserve_groups(lease, n)) {
-      give_back(lease, have, need, copied);
-      return kInUse;
-    }
-    if (copy) copy_frontier(lease, copied);
-    if (have < need) changed(r, have, need);
-    return {};
-  }
-  void give_back(std::uint32_t lease, std::uint32_t from, std::uint32_t to, SlotId copied) noexcept {
-    for (std::uint32_t b = to; b-- > from;) {
-      slots_.give_back(table_slot(lease, b));
-      own_[row(lease) + b] = 0;
-    }
-    set_null(lease, from, to);
-    if (copied != kNoSlot) slots_.give_back(copied);
-  }
-  /// In place, slots that are free or whose blocks nobody holds: no lease, nor one that ended in the open step. O(runs on
-  /// their paths).
-  [[nodiscard]] std::uint32_t obtainable_slots(const SlotBooks& books) noexcept {
-    ++mark_;
-    std::uint32_t held = 0;
-    const auto hold_ended = [&](RunId run) {
-      if (released_[run] == step_) held += mark_path(run);
-    };
-    for (std::uint32_t i = 0; i < options_.max_leases; ++i)
-      if (leases_[i].active) held += mark_path(leases_[i].pinned);
-    if (ended_count_ <= ended_.size())
-      for (std::uint32_t i = 0; i < ended_count_; ++i) hold_ended(ended_[i]);
-    else  // too many to remember: a look at everything
-      for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
-        index_->enumerate(root_run_[s], [&](RunId run, const RunInfo&) { hold_ended(run); });
-    std::uint32_t kept = &books == &slots_ ? held : 0;
-    const auto for_each_held = [&](auto&& fn) {
-      for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
-        index_->enumerate(root_run_[s], [&](RunId run, const RunInfo& info) {
-          if (marks_[run] == mark_) index_->for_each_range(run, 0, info.ready, fn);
-        });
-    };
-    if (groups_.any()) kept += groups_.kept(books, for_each_held);
-    if (books.some_busy()) {  // and not counted yet
-      kept += books.busy_slots();
-      if (&books == &slots_)
-        for_each_held([&](BlockPos first, std::uint32_t n) {
-          for (BlockPos pos = first; pos < first + n; ++pos) kept -= books.busy(slot_at(pos));
-        });
-    }
-    const std::uint32_t all = books.tree_slots();
-    return books.pool().free_slots() + (all > kept ? all - kept : 0);
-  }
-
-  /// Marks the path to the run; the ready blocks of it that were not marked before.
-  std::uint32_t mark_path(RunId run) noexcept {
-    std::uint32_t blocks = 0;
-    for (RunInfo info = index_->info(run); info.parent != kNoRun && marks_[run] != mark_;
-         run = info.parent, info = index_->info(run)) {
-      marks_[run] = mark_;
-      blocks += info.ready;
-    }
-    return blocks;
-  }
-
-  /// Blocks that are there but of no use to the lease (its match ends before the last token, and on the grid; or it has
-  /// computed them as well) may be the very room that it needs. If they are enough it lets go of them, and then keeps to
-  /// itself what it computes.
-  [[nodiscard]] bool give_up_unusable(std::uint32_t lease, std::uint32_t slots) noexcept {
-    LeaseRecord& r = leases_[lease];
-    const RunId run = index_->locate(r.place);
-    const RunInfo info = index_->info(run);
-    std::uint32_t used = std::max(r.matched, r.settled);
-    while (used > r.matched && own_[row(lease) + used - 1] != 0) --used;
-    // Loads that nobody has taken are told by the keys of their blocks.
-    const std::uint32_t from = std::max({used, info.depth, r.loaded < r.load_end ? r.load_end : 0});
-    if (info.children != 0 || info.references != 1 || released_[run] == step_) return false;
-    std::uint32_t had = 0, b = info.depth;
-    index_->for_each_range(run, 0, info.ready, [&](BlockPos first, std::uint32_t n) {
-      for (BlockPos pos = first; pos < first + n; ++pos, ++b) had += b >= from && !slots_.busy(slot_at(pos));
-    });
-    if (had < slots) return false;
-    Place kept{r.place.run, r.place.generation, from};
-    if (from > info.depth) split(kept, StoredKeys{this});
-    const RunInfo end = index_->info(index_->locate(kept));
-    if (end.depth + end.length != from) return false;
-    disclaim(lease);
-    r.publishing = false;
-    r.place.blocks = from;
-    repin(r);
-    return true;
-  }
   [[nodiscard]] std::uint32_t blocks_for(std::uint32_t tokens) const noexcept {
     return (tokens + options_.block_tokens - 1) / options_.block_tokens;
   }
@@ -1619,6 +1398,34 @@ class BasicCache {
     ++ended_count_;
   }
 
+  // ---- room: cache/room.hpp -------------------------------------------------------------------------------------------
+
+  /// Takes up to n blocks from the policy's victim. False if nothing can go, or if it was used in step `older_than` or later.
+  [[nodiscard]] bool evict_one(std::uint32_t n, std::uint32_t older_than = ~std::uint32_t{0}) noexcept;
+  [[nodiscard]] bool make_room(SlotBooks& books, std::uint32_t wanted) noexcept;
+  /// Whether some pool has a slot with several holders, so that writing may need a copy.
+  [[nodiscard]] bool pool_shares() const noexcept;
+  /// Calls `fn(books, slots)` for each pool of which n tokens more need some.
+  template <class Fn>
+  void for_each_want(std::uint32_t lease, std::uint32_t n, std::uint32_t primary, Fn&& fn) noexcept;
+  [[nodiscard]] ReserveQuote quote(std::uint32_t lease, std::uint32_t n) noexcept;
+  /// Slots for n tokens more: in the primary group for the blocks [have, need), and one more for a copy of the block before
+  /// them.
+  Status reserve_slots(std::uint32_t lease, std::uint32_t n, std::uint32_t have, std::uint32_t need,
+                       bool copy, bool keep_found) noexcept;
+  void give_back(std::uint32_t lease, std::uint32_t from, std::uint32_t to, SlotId copied) noexcept;
+  /// In place, slots that are free or whose blocks nobody holds: no lease, nor one that ended in the open step. O(runs on
+  /// their paths).
+  [[nodiscard]] std::uint32_t obtainable_slots(const SlotBooks& books) noexcept;
+  /// Marks the path to the run; the ready blocks of it that were not marked before.
+  std::uint32_t mark_path(RunId run) noexcept;
+  /// Blocks that are there but of no use to the lease (its match ends before the last token, and on the grid; or it has
+  /// computed them as well) may be the very room that it needs. If they are enough it lets go of them, and then keeps to
+  /// itself what it computes.
+  [[nodiscard]] bool give_up_unusable(std::uint32_t lease, std::uint32_t slots) noexcept;
+  /// The slots that n tokens more need in the other groups. False, and nothing taken, if they are not to be had.
+  [[nodiscard]] bool reserve_groups(std::uint32_t lease, std::uint32_t n) noexcept;
+
   // ---- branches: cache/branches.hpp -----------------------------------------------------------------------------------
 
   [[nodiscard]] bool shared_frontier(std::uint32_t lease) const noexcept;
@@ -1627,7 +1434,6 @@ class BasicCache {
   [[nodiscard]] std::uint32_t copies_for(const LeaseRecord& r, std::uint32_t end) const noexcept;
   void copy_block(std::uint32_t lease, GroupId group, SlotBooks& books, std::uint32_t block_tokens,
                   SlotId from, SlotId to, std::uint32_t end) noexcept;
-  [[nodiscard]] bool reserve_groups(std::uint32_t lease, std::uint32_t n) noexcept;
   [[nodiscard]] SlotBooks& books(GroupId group) noexcept {
     return group == primary_ || group >= kMaxGroups || groups_.books(group) == nullptr
                ? slots_
@@ -1775,3 +1581,4 @@ using Cache = BasicCache<>;
 // The rest of BasicCache.
 #include "kvstem/cache/branches.hpp"  // IWYU pragma: export
 #include "kvstem/cache/moves.hpp"     // IWYU pragma: export
+#include "kvstem/cache/room.hpp"      // IWYU pragma: export

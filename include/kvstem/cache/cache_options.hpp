@@ -82,8 +82,9 @@ struct ReserveQuote {
   enum class Verdict : std::uint8_t {
     kFits,    // slots are free
     kEvicts,  // they are to be had by evicting
-    kLater,   // not now: leases hold them
-    kNever,   // more than there are
+    kLater,  // not now: leases hold them; perhaps this one does, of blocks that it found and cannot use, which `reserve`
+    // gives up for room
+    kNever,  // more than there are
   };
   Verdict verdict = Verdict::kFits;
   std::uint32_t slots = 0;    // wanted, in all pools

@@ -97,8 +97,6 @@ class GroupSet {
       if (state(groups_[i])) return true;
     return false;
   }
-  /// Matches end at a multiple of this many blocks.
-  [[nodiscard]] std::uint32_t grain() const noexcept { return grain_; }
   /// What stands where no slot is.
   [[nodiscard]] std::int32_t null_entry() const noexcept { return sizes_.null_slot ? 0 : -1; }
   /// The books of a group's slots; null for side data.
@@ -211,7 +209,7 @@ class GroupSet {
   }
   struct Copied {
     GroupId group;
-    std::uint32_t block, tokens;
+    std::uint32_t block;
     SlotId from;
   };
   /// The lease goes on in `to` with the block of the group that its reserved cursor stands in.
@@ -219,7 +217,7 @@ class GroupSet {
                                      SlotId to) noexcept {
     Group& g = groups_[index];
     const std::uint32_t b = reserved / g.tokens;
-    const Copied copied{g.id, b, reserved % g.tokens, slot(g, lease, b)};
+    const Copied copied{g.id, b, slot(g, lease, b)};
     g.table[row(g, lease) + b] = static_cast<std::int32_t>(to);
     changed(g.parts[lease], b, b + 1);
     return copied;  // whoever copies lets go of `from`, when the entry holds it
@@ -277,13 +275,10 @@ class GroupSet {
       const BlockPos at = g.links[head()].younger;
       if (g.links[at].used != age) continue;
       drop_share(g, at, true);
-      ++evicted_;
       return true;
     }
     return false;
   }
-  /// Shares of sparse groups that went alone.
-  [[nodiscard]] std::uint64_t evicted() const noexcept { return evicted_; }
 
   /// The block leaves the tree.
   void drop(BlockPos at, bool evicted) noexcept {
@@ -318,7 +313,8 @@ class GroupSet {
       drop_pin(g, v);
       part.read = std::exchange(part.write, 0u);
       if (old != 0) {
-        if (g.books->users(old - 1) == 1)
+        // Nobody else reads it, nor does a step that a fork has just ended with.
+        if (g.books->users(old - 1) == 1 && !g.books->pool().touched(old - 1))
           part.write = old;
         else
           g.books->let_go(old - 1);
@@ -434,7 +430,7 @@ class GroupSet {
     }
   }
 
-  /// The lease ends. `aborted`: what waits for its point is not to be published.
+  /// The lease ends. What still waits for its point is not published.
   void finish(const View& v) noexcept {
     for (std::uint32_t i = 0; i < count_; ++i) {
       Group& g = groups_[i];
@@ -827,7 +823,6 @@ class GroupSet {
   std::uint32_t count_ = 0, grain_ = 1;
   std::uint32_t step_ = 1;          // the open one
   std::uint32_t dropped_open_ = 0;  // writes under way into slots that leases let go of
-  std::uint64_t evicted_ = 0;
   Group groups_[kMaxGroups];
   SlotBooks own_books_[kMaxGroups];
   SlotBooks* books_of_[kMaxGroups] = {};
