@@ -120,3 +120,52 @@ TEST_CASE("two caches that hear the same decide the same, and one that hears som
   CHECK(a.cache->decisions() == b.cache->decisions());
   CHECK(a.cache->decisions() != other.cache->decisions());
 }
+
+TEST_CASE("a window keeps what a step that was committed and not launched yet still sees") {
+  const KvGroup groups[] = {{}, {.kind = GroupKind::kSlidingWindow, .window_tokens = 10}};
+  CacheOptions o = small(32);
+  o.groups = groups;
+  o.null_slot = true;
+  Host<> host(o);
+  Lease lease = host.acquire(tokens(29));
+  host.compute(lease);
+  host.end_step();
+  auto fork = lease.fork();
+  REQUIRE(fork.ok());
+  DecodeItem<Lease> item{&lease, 29};
+  REQUIRE(host.cache->decode({&item, 1}, {1, 1}) == 1);
+  host.move_all();                // the copy that the fork makes necessary
+  CHECK(lease.table(1)[4] != 0);  // position 29 sees 19 to 28
+  REQUIRE(host.cache->reach({1, 1}).ok());
+  CHECK(lease.table(1)[4] == 0);
+}
+
+TEST_CASE("after a call for many sequences a state's row is that of the step") {
+  const KvGroup groups[] = {{}, {.kind = GroupKind::kStateCheckpoint}};
+  CacheOptions o = small(32);
+  o.groups = groups;
+  Host<> host(o);
+  Lease lease = host.acquire(tokens(6));
+  REQUIRE(lease.reserve(6).ok());
+  const std::int32_t state = lease.table(1)[1];
+  REQUIRE(lease.commit(6).ok());
+  DecodeItem<Lease> item{&lease, 6};
+  for (std::uint64_t step = 1; step < 4; ++step) {
+    const std::int32_t before = step == 1 ? state : lease.table(1)[1];
+    REQUIRE(host.cache->decode({&item, 1}, {1, step}) == 1);
+    CHECK(lease.table(1)[0] == before);
+    CHECK(lease.table(1)[1] >= 0);
+    CHECK(lease.table(1)[1] != before);
+    host.end_step();
+  }
+}
+
+TEST_CASE("a quote counts what the lease itself has found and cannot use") {
+  Host<> host(small(4));
+  host.serve(tokens(16));
+  Lease lease = host.acquire(tokens(16));
+  CHECK(lease.matched_tokens() == 12);
+  const ReserveQuote quote = lease.quote(4);
+  CHECK(quote.verdict == ReserveQuote::Verdict::kEvicts);
+  CHECK(lease.reserve(4).ok());
+}

@@ -114,6 +114,13 @@ class BasicCache {
   [[nodiscard]] const CacheOptions& options() const noexcept { return options_; }
   [[nodiscard]] const CacheStats& stats() const noexcept { return stats_; }
   [[nodiscard]] const BlockPool& pool() const noexcept { return slots_.pool(); }
+  /// The pool of a group; null for one that does not exist.
+  [[nodiscard]] const BlockPool* pool(GroupId group) const noexcept {
+    if (group >= kMaxGroups) return nullptr;
+    group = side_of_[group];
+    if (group == primary_) return &slots_.pool();
+    return groups_.books(group) == nullptr ? nullptr : &groups_.books(group)->pool();
+  }
   [[nodiscard]] IndexUsage index_usage() const noexcept { return index_->usage(); }
   [[nodiscard]] const KeyHasher& hasher() const noexcept { return hasher_; }
 
@@ -165,7 +172,9 @@ class BasicCache {
 
   /// A step in which many sequences go on by one token each: for every item what `reserve(1)` (if nothing is reserved ahead),
   /// `append` of the token and `commit(1, after)` do, in one call. An item whose lease cannot have a slot keeps its lease as
-  /// it was, and says so in its status: wait, or preempt somebody. Returns how many take part.
+  /// it was, and says so in its status. Then release somebody (`exclusive_slots` says what that would free), end the step,
+  /// and try those again before anything new is admitted: who was preempted and comes back at once takes the slots again.
+  /// `after` is the point of the step that is being built: tables are read afterwards. Returns how many take part.
   std::uint32_t decode(std::span<DecodeItem<Lease>> items, Point after) noexcept {
     std::uint32_t done = 0;
     for (DecodeItem<Lease>& item : items) {
@@ -229,7 +238,8 @@ class BasicCache {
       return {StatusCode::kInvalidArgument, "steps must end on one timeline, one after the other"};
     if (copy_count_ > 0)
       return {StatusCode::kWrongState,
-              "copies wait to be carried out: call take_step before a step is launched"};
+              "copies wait to be carried out (of a fork, accepted drafts or a truncation): take_step and "
+              "complete first"};
     op(FlightOp::kEndStep);
     put(point.timeline, point.value);
     slots_.end_step(point);
@@ -242,8 +252,9 @@ class BasicCache {
   }
 
   /// A digest of all that was decided so far: matches, slots given out, evictions, steps. Two caches that were created alike
-  /// and heard the same calls have the same; so ranks compare it at each step, and one that was told something else is found
-  /// out (`encode_step` carries it). Not kept by a hash that withstands an adversary.
+  /// and heard the same calls have the same; so ranks compare it after each of their own `take_step` (with equal room;
+  /// `encode_step` carries it). What one was told differently shows when it changes a decision: another length at once, another
+  /// token when it is matched. Not a hash that withstands an adversary.
   [[nodiscard]] std::uint64_t decisions() const noexcept { return decisions_; }
 
   /// Change records since the last call, oldest first; a jump in their numbers means that some were lost.
@@ -1170,7 +1181,8 @@ class BasicCache {
       return {StatusCode::kOutOfRange, "commit beyond what was reserved: reserve first"};
     if (n > 0 && !groups_.may_advance(lease))
       return {StatusCode::kWrongState,
-              "a state has no slot to be written to: reserve (0 is enough) before each commit"};
+              "with states every commit needs a reserve before it (0 is enough), which says where the state "
+              "goes"};
     return {};
   }
   Status commit(std::uint32_t lease, std::uint32_t n, Point after, bool on_grid) noexcept {
@@ -1225,7 +1237,7 @@ class BasicCache {
   void settle(std::uint32_t lease) noexcept {
     settle_blocks(lease);
     if (groups_.any()) {
-      groups_.settle(view(lease), leases_[lease].committed);
+      groups_.settle(view(lease));
       leases_[lease].open -= groups_.take_dropped_open();
     }
   }
@@ -1423,6 +1435,10 @@ class BasicCache {
   /// computed them as well) may be the very room that it needs. If they are enough it lets go of them, and then keeps to
   /// itself what it computes.
   [[nodiscard]] bool give_up_unusable(std::uint32_t lease, std::uint32_t slots) noexcept;
+  /// How many slots that would free at least.
+  [[nodiscard]] std::uint32_t unusable_slots(std::uint32_t lease) const noexcept;
+  /// The first block of its path that the lease has no use for.
+  [[nodiscard]] std::uint32_t first_unused(std::uint32_t lease) const noexcept;
   /// The slots that n tokens more need in the other groups. False, and nothing taken, if they are not to be had.
   [[nodiscard]] bool reserve_groups(std::uint32_t lease, std::uint32_t n) noexcept;
 

@@ -40,11 +40,12 @@ struct CacheOptions {
   std::uint32_t max_changes = 0;   // change records kept until taken; 0 is off
   KeyFunction key_function = xxh3_key_function();
   std::string_view secret{};  // the deployment's; read during `create` only
-  /// The model's groups; `GroupId` is the index. Empty: one of full attention. Only SlotFill::kInPlace keeps several, or
+  /// The model's groups; `GroupId` is the index; read during `create` only. Empty: one of full attention. Only SlotFill::kInPlace keeps several, or
   /// another kind. `slots` above is for groups that do not say how many they have; where no group is of full attention
   /// with the cache's block size, it is how many blocks are remembered at all.
   std::span<const KvGroup> groups{};
-  bool null_slot = false;  // slot 0 is never given out: it stands in tables where there is none (else -1)
+  bool null_slot =
+      false;  // slot 0 of every pool is never given out: it stands in tables where there is none (else -1)
   /// Where `Lease::table` rows lie (of the first group of full attention): max_leases rows of ceil(max_lease_tokens /
   /// block_tokens) numbers. Empty: the cache's own.
   std::span<std::int32_t> tables{};
@@ -82,13 +83,12 @@ struct ReserveQuote {
   enum class Verdict : std::uint8_t {
     kFits,    // slots are free
     kEvicts,  // they are to be had by evicting
-    kLater,  // not now: leases hold them; perhaps this one does, of blocks that it found and cannot use, which `reserve`
-    // gives up for room
-    kNever,  // more than there are
+    kLater,   // not now: leases hold them, or did in the step that has not ended
+    kNever,   // more than there are
   };
   Verdict verdict = Verdict::kFits;
   std::uint32_t slots = 0;    // wanted, in all pools
-  std::uint32_t evicted = 0;  // of which by evicting as many blocks or shares
+  std::uint32_t evicted = 0;  // kEvicts: of which by evicting as many blocks or shares
 };
 
 /// A sequence that goes on by one token in a step: see `Cache::decode`.

@@ -141,6 +141,7 @@ class GroupSet {
           part.read = g.share[part.read_pos];
           pin(g, part.read_pos);
         }
+        part.shown_read = part.read;
         continue;
       }
       const std::uint32_t end = tokens / g.tokens;
@@ -194,6 +195,16 @@ class GroupSet {
     ++part.end;
     changed(part, part.end - 1, part.end);
   }
+  /// The lease has reserved: what it shows of its states is for the step that comes, and one commit may follow.
+  void arm(std::uint32_t lease) noexcept {
+    for (std::uint32_t i = 0; i < count_; ++i) {
+      if (!state(groups_[i])) continue;
+      Part& part = groups_[i].parts[lease];
+      part.shown_read = part.read;
+      part.shown_write = part.write;
+      part.armed = true;
+    }
+  }
   /// Undoes the last `add_slot`.
   void take_slot(std::uint32_t index, std::uint32_t lease) noexcept {
     Group& g = groups_[index];
@@ -240,6 +251,16 @@ class GroupSet {
       }
     }
     return kept;
+  }
+  /// How many slots of the pool the block's shares would free now if they were evicted; `on_path`: leases hold the block.
+  [[nodiscard]] std::uint32_t evictable(const SlotBooks& books, BlockPos at, bool on_path) const noexcept {
+    std::uint32_t slots = 0;
+    for (std::uint32_t i = 0; i < count_; ++i) {
+      const Group& g = groups_[i];
+      if (g.books != &books || g.share[at] == 0 || books.busy(g.share[at] - 1)) continue;
+      slots += sparse(g) ? g.links[at].pins == 0 && g.links[at].used != step_ : !on_path;
+    }
+    return slots;
   }
   /// Whether the pool has slots that leave only with their blocks.
   [[nodiscard]] bool has_dense(const SlotBooks& books) const noexcept {
@@ -294,10 +315,10 @@ class GroupSet {
     }
   }
 
-  /// Whether every state of the lease has a slot for the next one.
+  /// Whether the lease has reserved since its last commit, so that every state has a slot for the next one.
   [[nodiscard]] bool may_advance(std::uint32_t lease) const noexcept {
     for (std::uint32_t i = 0; i < count_; ++i)
-      if (state(groups_[i]) && groups_[i].parts[lease].write == 0) return false;
+      if (state(groups_[i]) && !groups_[i].parts[lease].armed) return false;
     return true;
   }
 
@@ -312,6 +333,7 @@ class GroupSet {
       const std::uint32_t old = part.read_pos == kNoPos ? part.read : 0;
       drop_pin(g, v);
       part.read = std::exchange(part.write, 0u);
+      part.armed = false;
       if (old != 0) {
         // Nobody else reads it, nor does a step that a fork has just ended with.
         if (g.books->users(old - 1) == 1 && !g.books->pool().touched(old - 1))
@@ -329,7 +351,7 @@ class GroupSet {
   }
 
   /// What is valid and whose block is in the tree becomes everybody's; what lies behind a window goes back.
-  void settle(const View& v, std::uint32_t committed) noexcept {
+  void settle(const View& v) noexcept {
     for (std::uint32_t i = 0; i < count_; ++i) {
       Group& g = groups_[i];
       Part& part = g.parts[v.lease];
@@ -345,7 +367,8 @@ class GroupSet {
           if (!publish(g, v, part.settled)) break;
       }
       if (g.facts.kind == GroupKind::kSlidingWindow) {
-        std::uint32_t first = first_needed(g, committed);
+        // Up to what is valid: a step that is not launched yet may be about what is committed behind it.
+        std::uint32_t first = first_needed(g, v.valid);
         // What others will want to find is published before it goes.
         if (v.shared && v.settled <= v.in_tree) first = std::min(first, part.settled);
         first = std::min(first, part.end);
@@ -407,6 +430,7 @@ class GroupSet {
           pin(g, to.read_pos);
         else if (to.read != 0)
           g.books->hold(to.read - 1);
+        to.shown_read = to.read;
         continue;
       }
       to.first = from.first;
@@ -462,8 +486,8 @@ class GroupSet {
       const auto entry = [&](std::uint32_t slot) {
         return slot == 0 ? null_entry() : static_cast<std::int32_t>(slot - 1);
       };
-      g->table[at] = entry(part.read);
-      g->table[at + 1] = entry(part.write);
+      g->table[at] = entry(part.shown_read);
+      g->table[at + 1] = entry(part.shown_write);
       return {g->table + at, 2};
     }
     return {g->table + at, padded ? g->row : part.end};
@@ -525,10 +549,10 @@ class GroupSet {
   }
 
   /// The next position behind `position` at which a state is worth keeping, of a lease whose prompt has `prompt` tokens and
-  /// would have matched `helped` with one; `position` itself if there is none.
+  /// would have matched `helped` with one; kToEnd if there is none.
   [[nodiscard]] std::uint32_t next_boundary(std::uint32_t position, std::uint32_t prompt,
                                             std::uint32_t helped) const noexcept {
-    std::uint32_t next = ~std::uint32_t{0};
+    std::uint32_t next = kToEnd;
     const auto offer = [&](std::uint32_t at) {
       if (at > position) next = std::min(next, at);
     };
@@ -539,7 +563,7 @@ class GroupSet {
       if (const std::uint32_t every = groups_[i].facts.checkpoint_blocks * sizes_.block_tokens; every != 0)
         if (const std::uint32_t at = position / every * every + every; at < prompt) offer(at);
     }
-    return next == ~std::uint32_t{0} ? position : next;
+    return next;
   }
 
   /// Whether a pool's books are right: what is found on blocks, in leases and under way is what the pool counts.
@@ -593,10 +617,12 @@ class GroupSet {
     std::uint32_t first, end;  // blocks with an entry
     std::uint32_t settled;     // published, or never to be
     BlockRange changed;
-    std::uint32_t read, write;   // states: slots plus one
-    BlockPos read_pos = kNoPos;  // the share that `read` is
-    State last;                  // the one at the last block's end
-    std::uint32_t waiting;       // others that wait for their point
+    std::uint32_t read, write;              // states: slots plus one
+    std::uint32_t shown_read, shown_write;  // as they were when the lease reserved
+    bool armed;                             // it has reserved since its last commit
+    BlockPos read_pos = kNoPos;             // the share that `read` is
+    State last;                             // the one at the last block's end
+    std::uint32_t waiting;                  // others that wait for their point
     State states[kMaxWaiting];
   };
   /// A sparse share's place in the list of those that nobody needs.

@@ -107,10 +107,12 @@ class BasicLease {
   /// launched before may go on with the row as it was: the slot is not written before that step has ended. What is launched
   /// afterwards takes the row as it is then.
   /// Of a window, blocks that no later token sees are null: slot 0 or -1, see CacheOptions::null_slot. A state group has two
-  /// entries: {read, write}, the slot of the state at the committed cursor (null at the begin) and the slot for the state
-  /// behind the reserved tokens; take them between `reserve` and `commit`, and reserve (0 if need be) before each commit. A group that trails
-  /// has no slot for what is still to be computed of it before the first `reserve`. Side data has the row of the group that it lies
-  /// beside. Empty for a group that does not exist.
+  /// entries, {read, write}: the slot of the state at the committed cursor (null at the begin), and the slot for the state
+  /// behind the tokens that the next commit names. They are those of the last `reserve` and stay, over the commit, until the
+  /// next; each commit needs one before it (0 is enough). So what is written there must be the state of exactly what is
+  /// committed: with drafts that may be rejected, write it when they are verified. A group that trails has no slot for what is
+  /// still to be computed of it before the first `reserve`. Side data has the row of the group that it lies beside. Empty for a
+  /// group that does not exist.
   [[nodiscard]] std::span<const std::int32_t> table(GroupId group) const noexcept {
     return live() ? cache_->table(index_, group, false) : std::span<const std::int32_t>{};
   }
@@ -126,7 +128,8 @@ class BasicLease {
                       std::span<std::int64_t> out) const noexcept {
     if (!live()) return stale();
     const std::uint32_t block_tokens = cache_->block_tokens(group);
-    if (block_tokens == 0) return {StatusCode::kUnsupported, "a group of states, or none at all: see table"};
+    if (block_tokens == 0)
+      return {StatusCode::kUnsupported, "no such group, or one of states, which has no positions"};
     const auto row = table(group);
     if (from > to || to > std::uint64_t{row.size()} * block_tokens || out.size() < to - from)
       return {StatusCode::kOutOfRange, "slot_mapping beyond what is reserved, or with too little room"};
@@ -138,15 +141,16 @@ class BasicLease {
     }
     return {};
   }
-  /// Whether `reserve(n)` would succeed, and at which cost; takes nothing.
+  /// Whether `reserve(n)` would succeed now, and at which cost; takes nothing. kLater: while leases hold the slots, or until the
+  /// step ends in which they let go of them (`end_step`, also of an engine that is idle).
   [[nodiscard]] ReserveQuote quote(std::uint32_t n) noexcept {
     return live() ? cache_->quote(index_, n) : ReserveQuote{};
   }
-  /// Where to end the next chunk that is computed from `position` on, so that a state can be kept there that others will
-  /// want: the end of the prompt's whole blocks, a position where a state was missed (`missed_tokens`), every
-  /// KvGroup::checkpoint_blocks. `position` itself if anywhere will do.
+  /// Where a chunk that is computed from `position` on should end at the latest, so that a state can be kept there that others
+  /// will want: the end of the prompt's whole blocks, a position where a state was missed (`missed_tokens`), every
+  /// KvGroup::checkpoint_blocks. kToEnd if anywhere will do: end = min(position + chunk, next_boundary(position), known).
   [[nodiscard]] std::uint32_t next_boundary(std::uint32_t position) const noexcept {
-    return live() ? cache_->next_boundary(index_, position) : position;
+    return live() ? cache_->next_boundary(index_, position) : kToEnd;
   }
   /// What would have matched if a state had been kept wherever one was needed; `matched_tokens` if none was missed.
   [[nodiscard]] std::uint32_t missed_tokens() const noexcept {
@@ -222,7 +226,9 @@ class BasicLease {
   /// `offsets[i]` behind the committed cursor holds the state of the i-th of the next known tokens; strictly ascending.
   /// What does not lie where it belongs is moved there by copies in the next step, and is found by others once these are
   /// done too. kInvalidArgument if not ascending, kOutOfRange beyond what is reserved or known, kExhausted if too many
-  /// copies wait to be taken: nothing is changed. kUnsupported by step, where the engine moves its own cells.
+  /// copies wait to be taken: nothing is changed. kUnsupported by step, where the engine moves its own cells, and with
+  /// states if anything has to move. Called when the step that computed them is verified, with its point; `take_step` before
+  /// the next is launched or ended.
   Status commit_accepted(std::span<const std::uint32_t> offsets, Point after = kNow) noexcept {
     if (!live()) return stale();
     return cache_->commit_accepted_logged(index_, offsets, after);
@@ -251,7 +257,9 @@ class BasicLease {
 
   /// The sequence is its first n tokens again: what is known, committed and reserved behind them goes, with the slots of
   /// whole blocks. What was published of it stays in the cache, for whoever has the same tokens. kOutOfRange beyond the
-  /// known tokens, below the end of the prompt, or below where the lease was forked: that part is shared. kWrongState
+  /// known tokens, below the end of the prompt, or below where the lease was forked: that part is shared. kWrongState with
+  /// windows whose blocks back there are gone, and with states below the committed cursor: so drafts are not committed before
+  /// they are verified, and truncated only away from what is known or reserved. kWrongState
   /// while a load of the block that n lies in waits or is under way; by step, while stores behind n are.
   Status truncate(std::uint32_t n) noexcept {
     return logged(FlightOp::kTruncate, n, 0, [&] { return cache_->truncate(index_, n); });

@@ -95,12 +95,14 @@ ReserveQuote BasicCache<Policy>::quote(std::uint32_t lease, std::uint32_t n) noe
     if (slots > books.capacity()) {
       verdict = ReserveQuote::Verdict::kNever;
     } else if (slots > free) {
-      verdict =
-          slots > obtainable_slots(books) ? ReserveQuote::Verdict::kLater : ReserveQuote::Verdict::kEvicts;
+      const std::uint32_t more = &books == &slots_ ? unusable_slots(lease) : 0;
+      const bool now = slots <= obtainable_slots(books) + more;
+      verdict = now ? ReserveQuote::Verdict::kEvicts : ReserveQuote::Verdict::kLater;
       a.evicted += slots - free;
     }
     a.verdict = std::max(a.verdict, verdict);
   });
+  if (a.verdict != ReserveQuote::Verdict::kEvicts) a.evicted = 0;
   return a;
 }
 
@@ -110,7 +112,8 @@ Status BasicCache<Policy>::reserve_slots(std::uint32_t lease, std::uint32_t n, s
   LeaseRecord& r = leases_[lease];
   constexpr Status kInUse{StatusCode::kExhausted,
                           "all slots are in use: release leases, or end the step that freed some"};
-  if (need > slots_.capacity()) return {StatusCode::kOutOfRange, "longer than all of CacheOptions::slots"};
+  if (need > slots_.capacity())
+    return {StatusCode::kOutOfRange, "longer than all of CacheOptions::slots (less the null slot)"};
   if ((copy && slots_.writes(table_slot(lease, have - 1)) > 0) || groups_.writes_frontier(lease, r.scheduled))
     return {StatusCode::kExhausted,
             "the last block is being written and read by copies: complete them, then reserve again"};
@@ -166,6 +169,7 @@ Status BasicCache<Policy>::reserve_slots(std::uint32_t lease, std::uint32_t n, s
   }
   if (copy) copy_frontier(lease, copied);
   if (have < need) changed(r, have, need);
+  groups_.arm(lease);
   return {};
 }
 
@@ -194,23 +198,32 @@ std::uint32_t BasicCache<Policy>::obtainable_slots(const SlotBooks& books) noexc
   else  // too many to remember: a look at everything
     for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
       index_->enumerate(root_run_[s], [&](RunId run, const RunInfo&) { hold_ended(run); });
-  std::uint32_t kept = &books == &slots_ ? held : 0;
-  const auto for_each_held = [&](auto&& fn) {
+  const auto for_each_run = [&](auto&& fn) {
     for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
-      index_->enumerate(root_run_[s], [&](RunId run, const RunInfo& info) {
+      index_->enumerate(root_run_[s], fn);
+  };
+  const std::uint32_t free = books.pool().free_slots();
+  if (books.some_busy()) {  // then each has to be looked at
+    std::uint32_t slots = 0;
+    for_each_run([&](RunId run, const RunInfo& info) {
+      const bool on_path = marks_[run] == mark_;
+      index_->for_each_range(run, 0, info.ready, [&](BlockPos first, std::uint32_t n) {
+        for (BlockPos pos = first; pos < first + n; ++pos) {
+          slots += &books == &slots_ && !on_path && !books.busy(slot_at(pos));
+          slots += groups_.evictable(books, pos, on_path);
+        }
+      });
+    });
+    return free + slots;
+  }
+  std::uint32_t kept = &books == &slots_ ? held : 0;
+  if (groups_.any())
+    kept += groups_.kept(books, [&](auto&& fn) {
+      for_each_run([&](RunId run, const RunInfo& info) {
         if (marks_[run] == mark_) index_->for_each_range(run, 0, info.ready, fn);
       });
-  };
-  if (groups_.any()) kept += groups_.kept(books, for_each_held);
-  if (books.some_busy()) {  // and not counted yet
-    kept += books.busy_slots();
-    if (&books == &slots_)
-      for_each_held([&](BlockPos first, std::uint32_t n) {
-        for (BlockPos pos = first; pos < first + n; ++pos) kept -= books.busy(slot_at(pos));
-      });
-  }
-  const std::uint32_t all = books.tree_slots();
-  return books.pool().free_slots() + (all > kept ? all - kept : 0);
+    });
+  return free + books.tree_slots() - kept;
 }
 
 template <EvictionPolicy Policy>
@@ -225,22 +238,46 @@ std::uint32_t BasicCache<Policy>::mark_path(RunId run) noexcept {
 }
 
 template <EvictionPolicy Policy>
-bool BasicCache<Policy>::give_up_unusable(std::uint32_t lease, std::uint32_t slots) noexcept {
-  LeaseRecord& r = leases_[lease];
-  const RunId run = index_->locate(r.place);
-  const RunInfo info = index_->info(run);
+std::uint32_t BasicCache<Policy>::first_unused(std::uint32_t lease) const noexcept {
+  const LeaseRecord& r = leases_[lease];
   std::uint32_t used = std::max(r.matched, r.settled);
   while (used > r.matched && own_[row(lease) + used - 1] != 0) --used;
   // Loads that nobody has taken are told by the keys of their blocks.
-  const std::uint32_t from = std::max({used, info.depth, r.loaded < r.load_end ? r.load_end : 0});
-  if (info.children != 0 || info.references != 1 || released_[run] == step_) return false;
-  std::uint32_t had = 0, b = info.depth;
-  index_->for_each_range(run, 0, info.ready, [&](BlockPos first, std::uint32_t n) {
-    for (BlockPos pos = first; pos < first + n; ++pos, ++b) had += b >= from && !slots_.busy(slot_at(pos));
-  });
-  if (had < slots) return false;
+  return std::max(used, r.loaded < r.load_end ? r.load_end : 0);
+}
+
+template <EvictionPolicy Policy>
+std::uint32_t BasicCache<Policy>::unusable_slots(std::uint32_t lease) const noexcept {
+  const LeaseRecord& r = leases_[lease];
+  const std::uint32_t from = first_unused(lease);
+  std::uint32_t slots = 0, references = 1, children = 0;  // of the last run; then of those before it
+  RunId run = index_->locate(r.place);
+  for (RunInfo info = index_->info(run); info.parent != kNoRun && info.depth + info.length > from;
+       run = info.parent, info = index_->info(run), references = 0, children = 1) {
+    if (info.children != children || info.references != references || released_[run] == step_) break;
+    std::uint32_t b = info.depth;
+    index_->for_each_range(run, 0, info.ready, [&](BlockPos first, std::uint32_t n) {
+      for (BlockPos pos = first; pos < first + n; ++pos, ++b)
+        slots += b >= from && !slots_.busy(slot_at(pos));
+    });
+  }
+  return slots;
+}
+
+template <EvictionPolicy Policy>
+bool BasicCache<Policy>::give_up_unusable(std::uint32_t lease, std::uint32_t slots) noexcept {
+  LeaseRecord& r = leases_[lease];
+  if (unusable_slots(lease) < slots) return false;
+  // As far as nobody else is on the path.
+  std::uint32_t from = r.place.blocks, references = 1, children = 0;
+  RunId run = index_->locate(r.place);
+  for (RunInfo info = index_->info(run); info.parent != kNoRun && from > first_unused(lease);
+       run = info.parent, info = index_->info(run), references = 0, children = 1) {
+    if (info.children != children || info.references != references || released_[run] == step_) break;
+    from = std::max(info.depth, first_unused(lease));
+  }
   Place kept{r.place.run, r.place.generation, from};
-  if (from > info.depth) split(kept, StoredKeys{this});
+  split(kept, StoredKeys{this});
   const RunInfo end = index_->info(index_->locate(kept));
   if (end.depth + end.length != from) return false;
   disclaim(lease);

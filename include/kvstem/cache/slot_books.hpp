@@ -133,12 +133,6 @@ class SlotBooks {
   [[nodiscard]] bool busy(SlotId slot) const noexcept {
     return facts_[slot].published && (pool_.holders(slot) > 1 || pool_.touched(slot));
   }
-  /// How many they are. O(slots).
-  [[nodiscard]] std::uint32_t busy_slots() const noexcept {
-    std::uint32_t n = 0;
-    for (SlotId slot = 0; slot < pool_.capacity(); ++slot) n += busy(slot);
-    return n;
-  }
 
  private:
   struct Facts {

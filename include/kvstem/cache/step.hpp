@@ -16,7 +16,8 @@
 //   kStore  -                                            from the lease's sequence into the slot
 //   kCopy   tokens of one slot into another              -
 //
-// Loads and stores are of whole blocks. The two ends of a copy never overlap.
+// Loads and stores are of whole blocks. Copies are of attention groups, in blocks of the group's own size; states are never
+// copied. The two ends of a copy never overlap.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,7 @@ struct StepEntry {
   std::uint32_t lease = 0;       // Lease::index() of the lease concerned
   std::uint32_t generation = 0;  // of that lease, so that a late result of an earlier one is told apart
   std::uint32_t block =
-      0;  // which block of the lease: tokens [block * block_tokens, (block + 1) * block_tokens)
+      0;  // which block of the lease, of the group's size: tokens [block * block_tokens, (block + 1) * block_tokens)
   SlotId slot = kNoSlot;
   BlockKey key{};      // the block's identity, for tiers that store it beside the payload; not of copies
   Point not_before{};  // the slot may be written only after this point (all that write a slot)

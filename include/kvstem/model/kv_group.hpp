@@ -10,6 +10,17 @@
 //       {.kind = GroupKind::kStateCheckpoint, .bytes_per_token = 6 << 20, .slots = 64, .checkpoint_blocks = 32},
 //   };
 //
+// A running lease holds two slots of a state group besides what is kept: at least 2 * max_leases of them. Where states are to
+// be found again, chunks end where they are kept:
+//
+//   for (std::uint32_t at = lease.matched_tokens(); at < n;) {
+//     const std::uint32_t end = std::min({at + kChunk, lease.next_boundary(at), n});
+//     if (!lease.reserve(end - lease.reserved_tokens()).ok()) return wait();
+//     launch(prompt, at, end, lease.table(0), lease.table(1), lease.table(2));      // of states {read, write}
+//     if (!lease.commit(end - at, point).ok()) return mistake();
+//     at = end;
+//   }
+//
 //   kind              what of it a prefix of p tokens needs            what an eviction may take
 //   kFullAttention    the state of all p tokens                        the last block of a prefix, with all groups' shares
 //   kSlidingWindow    of the last `window_tokens` before p             any block's share
@@ -24,8 +35,8 @@
 namespace kvstem::inline v0 {
 
 enum class GroupKind : std::uint8_t {
-  kFullAttention,    // the state of every token is needed
-  kSlidingWindow,    // only the last `window_tokens` before the next token
+  kFullAttention,  // the state of every token is needed
+  kSlidingWindow,  // only the last `window_tokens` before the next token (W - 1 if a model's W counts the token itself)
   kStateCheckpoint,  // one state at exactly the end (SSM, linear attention)
   kSideData,         // travels with a block of another group (a sparse indexer, a compressed tail)
 };
