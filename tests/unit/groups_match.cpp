@@ -278,6 +278,21 @@ TEST_CASE("the state at the end of a prompt's whole blocks is found after its po
   CHECK(other.table(1)[1] == -1);
 }
 
+TEST_CASE("a state waits for its own point, also where its blocks have long been there") {
+  Grouped host({kFull, state()});
+  Lease first = host.begin(tokens(18));
+  host.go(first, 18);  // all at once: the blocks are there, and no state that is of use
+  host.end(first);
+  Lease second = host.begin(tokens(18));
+  REQUIRE(second.matched_tokens() == 0);
+  host.go(second, 8, {1, 1});
+  host.go(second, 16, {1, 2});
+  REQUIRE(host.cache->reach({1, 1}).ok());
+  CHECK(host.matched(tokens(18)) == 0);
+  REQUIRE(host.cache->reach({1, 2}).ok());
+  CHECK(host.matched(tokens(18)) == 16);
+}
+
 TEST_CASE("the last token's block is not the end of the prompt's whole blocks") {
   Grouped host({kFull, state()});
   Lease lease = host.begin(tokens(16));

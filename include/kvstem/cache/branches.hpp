@@ -337,7 +337,6 @@ Status BasicCache<Policy>::commit_accepted(std::uint32_t lease, std::span<const 
   if (offsets.size() > r.known - r.committed)
     return {StatusCode::kOutOfRange, "commit beyond the tokens that are known: append them first"};
   const auto n = static_cast<std::uint32_t>(offsets.size());
-  if (const Status status = may_commit(lease, n, after); !status.ok()) return status;
   // `fn(to, from, tokens)` for stretches that move together: both ends inside one block.
   const auto for_each_copy = [&](std::uint32_t block_tokens, auto&& fn) {
     for (std::uint32_t i = 0, end = 0; i < n; i = end) {
@@ -365,6 +364,7 @@ Status BasicCache<Policy>::commit_accepted(std::uint32_t lease, std::span<const 
   if (copies > 0 && groups_.has_states())
     return {StatusCode::kUnsupported,
             "a state follows one path: commit what the step has computed, in order"};
+  if (const Status status = may_commit(lease, n, after); !status.ok()) return status;
   if (copies > copies_.size() - copy_count_) return too_many_copies();
   for_each_group([&](GroupId group, std::uint32_t block_tokens, auto&& slot) {
     for_each_copy(block_tokens, [&](std::uint32_t to, std::uint32_t from, std::uint32_t tokens) {
