@@ -44,7 +44,7 @@ Text alone(Text text, unsigned seed, std::size_t n) {
 void check(const Status& status) {
   if (status.ok()) return;
   std::printf("%s\n", status.message());
-  std::exit(1);
+  std::quick_exit(1);
 }
 
 struct Sample {
@@ -91,7 +91,7 @@ class Engine {
   TokenId next(const Sample& s) { return choose(state(s, s.text.size() - 1), s.seed); }
 
  private:
-  State& at(SlotId slot, std::size_t offset) { return pool_[slot * kBlock + offset]; }
+  State& at(SlotId slot, std::size_t offset) { return pool_[std::size_t{slot} * kBlock + offset]; }
   State& state(const Sample& s, std::size_t i) {
     return at(static_cast<SlotId>(s.lease.table(0)[i / kBlock]), i % kBlock);
   }

@@ -22,7 +22,7 @@ CacheOptions by_step() {
 
 /// All that can be seen of a cache and a lease without changing them.
 struct Seen {
-  std::array<std::uint32_t, sizeof(Audit) / 4> audit;
+  Audit audit;
   std::array<std::uint64_t, sizeof(CacheStats) / 8> stats;
   std::vector<std::uint32_t> pool, cursors;
   std::vector<std::int32_t> table;
@@ -31,7 +31,7 @@ struct Seen {
 Seen look(const Cache& cache, Lease& lease) {
   CacheStats stats = cache.stats();
   stats.refused_requests = 0;  // which is for that
-  Seen seen{std::bit_cast<decltype(Seen::audit)>(cache.audit()),
+  Seen seen{cache.audit(),
             std::bit_cast<decltype(Seen::stats)>(stats),
             {cache.pool().free_slots(), cache.pool().held_slots()},
             {lease.matched_tokens(), lease.known_tokens(), lease.reserved_tokens(), lease.committed_tokens(),

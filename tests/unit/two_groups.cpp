@@ -215,7 +215,9 @@ TEST_CASE("by step a cache that cannot keep a group says so when it is created")
   const KvLayout layout = hybrid();
   const std::span<const KvGroup> groups(layout.groups);
   const KvGroup checkpoint{.kind = GroupKind::kStateCheckpoint, .bytes_per_token = 64};
-  for (const auto some : {groups, groups.subspan(1), std::span<const KvGroup>(&checkpoint, 1)}) {
+  const KvGroup trails{.bytes_per_token = 64, .lag_tokens = 1};
+  for (const auto some : {groups, groups.subspan(1), std::span<const KvGroup>(&checkpoint, 1),
+                          std::span<const KvGroup>(&trails, 1)}) {
     const auto cache = Cache::create(options(some, SlotFill::kByStep));
     REQUIRE_FALSE(cache.ok());
     CHECK(cache.status().code() == StatusCode::kUnsupported);

@@ -136,7 +136,7 @@ Result<BasicLease<Policy>> BasicCache<Policy>::fork_logged(std::uint32_t lease) 
 
 template <EvictionPolicy Policy>
 Result<std::uint32_t> BasicCache<Policy>::fork(std::uint32_t lease) noexcept {
-  LeaseRecord& parent = leases_[lease];
+  const LeaseRecord& parent = leases_[lease];
   if (parent.committed < parent.prompt_tokens)
     return Status(StatusCode::kWrongState, "fork when the whole prompt is committed, not before");
   if (parent.open > 0 || parent.storing_now > 0 ||
@@ -153,7 +153,7 @@ Result<std::uint32_t> BasicCache<Policy>::fork(std::uint32_t lease) noexcept {
   SlotId copied = kNoSlot, group_copied[kMaxGroups];
   std::fill_n(group_copied, kMaxGroups, kNoSlot);
   bool all = true;
-  if (ahead && (groups_.count() + 1) * (kMaxPendingCommits + 1) > copies_.size() - copy_count_)
+  if (ahead && std::size_t{groups_.count() + 1} * (kMaxPendingCommits + 1) > copies_.size() - copy_count_)
     return too_many_copies();
   if (copy && slots_.some_busy() && pool().free_slots() == 0) all = obtainable_slots(slots_) > 0;
   if (copy && all) all = (copied = allocate_slot(1)) != kNoSlot;

@@ -399,8 +399,7 @@ class BasicCache {
   [[nodiscard]] static Status check_groups(const CacheOptions& options) noexcept {
     const auto wrong = [](const char* message) { return Status(StatusCode::kInvalidArgument, message); };
     if (options.groups.size() > kMaxGroups) return wrong("CacheOptions::groups: at most 8");
-    const bool plain = options.groups.empty() ||
-                       (options.groups.size() == 1 && options.groups[0].kind == GroupKind::kFullAttention);
+    const bool plain = options.groups.empty() || (options.groups.size() == 1 && primary_of(options) == 0);
     if (options.fill == SlotFill::kByStep && !plain)
       return {StatusCode::kUnsupported, "by step a cache keeps one group of full attention"};
     if (options.fill == SlotFill::kByStep && options.null_slot) return wrong("by step there is no null slot");
@@ -442,11 +441,11 @@ class BasicCache {
   /// The group that the tree is built on: the first of full attention that needs nothing special.
   [[nodiscard]] static GroupId primary_of(const CacheOptions& options) noexcept {
     if (options.groups.empty()) return 0;
-    for (GroupId g = 0; g < options.groups.size(); ++g) {
+    for (std::size_t g = 0; g < options.groups.size(); ++g) {
       const KvGroup& group = options.groups[g];
       if (group.kind == GroupKind::kFullAttention && group.lag_tokens == 0 && group.with == kNoGroup &&
           (group.block_tokens == 0 || group.block_tokens == options.block_tokens))
-        return g;
+        return static_cast<GroupId>(g);
     }
     return kNoGroup;
   }
@@ -1121,7 +1120,7 @@ class BasicCache {
   }
 
   void add_tail_block(std::uint32_t lease) noexcept {
-    LeaseRecord& r = leases_[lease];
+    const LeaseRecord& r = leases_[lease];
     const std::uint32_t block = r.known / options_.block_tokens - 1;
     if (replaying_ != nullptr) {
       add_block(lease, block, ReplaySource(*replaying_, log_, block + 1));
@@ -1297,7 +1296,7 @@ class BasicCache {
   }
 
   [[nodiscard]] Progress refresh(std::uint32_t lease) noexcept {
-    LeaseRecord& r = leases_[lease];
+    const LeaseRecord& r = leases_[lease];
     Progress progress{r.committed, 0, true};
     if (r.started) return progress;
     const std::uint32_t ready = ready_blocks(r.place);

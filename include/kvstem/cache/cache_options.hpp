@@ -121,6 +121,7 @@ struct Audit {
     return free + held + used == slots && tree_slots + lease_slots + step_slots + group_slots == holders &&
            tree_slots == ready_blocks && pinned_runs == lease_pins && groups_balanced;
   }
+  friend bool operator==(const Audit&, const Audit&) noexcept = default;
 };
 
 }  // namespace kvstem::inline v0

@@ -54,7 +54,8 @@ class GroupSet {
   [[nodiscard]] Status take(const Memory& memory, std::span<const KvGroup> groups, GroupId primary,
                             SlotBooks& books, std::uint32_t slots, const Sizes& sizes) noexcept {
     sizes_ = sizes;
-    for (GroupId g = 0; g < groups.size(); ++g) {
+    const auto count = static_cast<GroupId>(groups.size());
+    for (GroupId g = 0; g < count; ++g) {
       const KvGroup& facts = groups[g];
       if (g == primary) {
         books_of_[g] = &books;
@@ -723,7 +724,7 @@ class GroupSet {
   // ---- shares ----------------------------------------------------------------------------------------------------------
 
   void unlink(Group& g, BlockPos at) noexcept {
-    Link& l = g.links[at];
+    const Link& l = g.links[at];
     g.links[l.older].younger = l.younger;
     g.links[l.younger].older = l.older;
     --g.listed;

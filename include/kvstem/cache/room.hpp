@@ -122,7 +122,7 @@ Status BasicCache<Policy>::reserve_slots(std::uint32_t lease, std::uint32_t n, s
     if (need - have == obtainable) copy = !take_back_frontier(lease);
   }
   if ((copy || pool_shares()) &&
-      (groups_.count() + 1) * copies_for(r, r.scheduled) > copies_.size() - copy_count_)
+      std::size_t{groups_.count() + 1} * copies_for(r, r.scheduled) > copies_.size() - copy_count_)
     return too_many_copies();
   // A refusal takes nothing from anybody, so what there is to be had is counted before anything goes.
   const std::uint32_t copies = copy ? 1 : 0, wanted = need - have + copies;
