@@ -587,3 +587,20 @@ TEST_CASE(
   host.end_step();
   host.balanced();
 }
+
+TEST_CASE(
+    "a state follows one path, so accepted drafts that leave some out are refused, also where nothing has to "
+    "be moved") {
+  const bool with_full = GENERATE(false, true);
+  Grouped host(with_full ? std::initializer_list<KvGroup>{kFull, state()}
+                         : std::initializer_list<KvGroup>{state()});
+  Lease lease = host.begin(tokens(5));
+  host.go(lease, 5);
+  REQUIRE(host.reserve_to(lease, 9).ok());
+  REQUIRE(lease.append(tokens(2, 5)).ok());
+  const std::uint32_t apart[] = {0, 2}, path[] = {0, 1};
+  CHECK(lease.commit_accepted(apart).code() == StatusCode::kUnsupported);
+  CHECK(lease.committed_tokens() == 5);
+  CHECK(lease.commit_accepted(path).ok());
+  host.balanced();
+}

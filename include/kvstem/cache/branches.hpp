@@ -361,7 +361,7 @@ Status BasicCache<Policy>::commit_accepted(std::uint32_t lease, std::span<const 
   for_each_group([&](GroupId, std::uint32_t block_tokens, auto&&) {
     for_each_copy(block_tokens, [&](std::uint32_t, std::uint32_t, std::uint32_t) { ++copies; });
   });
-  if (copies > 0 && groups_.has_states())
+  if (n > 0 && offsets.back() != n - 1 && groups_.has_states())
     return {StatusCode::kUnsupported,
             "a state follows one path: commit what the step has computed, in order"};
   if (const Status status = may_commit(lease, n, after); !status.ok()) return status;
