@@ -7,12 +7,16 @@
 // The device compares every position that it reads with what must be there. Beside it stands a model of what each lease
 // was told, and of which blocks may be found: those whose tokens somebody committed, with their points reached and their
 // loads and copies done. After every operation the cursors, the tables, the change records and the books are compared.
+//
+// An episode has one group of full attention, or several of all kinds. What a match may be is told exactly as long as
+// nothing was evicted and no copy has failed, else as a bound; what it names is read at once.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <random>
@@ -20,6 +24,7 @@
 #include <span>
 #include <type_traits>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -30,6 +35,16 @@
 #include "support/ghost_policy.hpp"
 
 namespace kvstem::test {
+
+struct OracleConfig : Config {
+  std::vector<KvGroup> groups;  // empty: one of full attention
+  bool null_slot = false;
+  std::size_t kind = 0;  // of kGroupSetNames
+};
+inline constexpr const char* kGroupSetNames[] = {
+    "full",   "full+window", "full+window, one pool", "full+state", "full+window+state", "full+lagging",
+    "window", "state",       "full+side data"};
+inline constexpr std::size_t kGroupSets = std::size(kGroupSetNames);
 
 enum class Act {
   kAcquire,
@@ -75,14 +90,19 @@ struct OracleTally {
   std::uint64_t truncated_published = 0, truncated_launched = 0, forks_waiting = 0, forks_refused = 0;
   std::uint64_t accepted_moved = 0, drafts_rejected = 0, gave_up = 0, preempted = 0, promises_checked = 0;
   std::uint64_t replayed_bytes = 0;
+  std::array<std::uint64_t, kGroupSets> matches{}, exact_matches{};
+  std::uint64_t states_published = 0, states_matched = 0, states_missed = 0, window_slots_back = 0;
+  std::uint64_t others_copied = 0, shares_evicted = 0, ended_by_copy = 0, lag_recomputed = 0, boundaries = 0;
+  std::uint64_t quoted = 0, quoted_later = 0, cuts_refused = 0;
 };
 
 /// Catch2's own macros are too slow for this many checks.
-#define MUST(...)                                                                                          \
-  do {                                                                                                     \
-    if (!(__VA_ARGS__))                                                                                    \
-      FAIL("seed " << config_.seed << ", operation " << operation_ << " (" << kActNames[act_] << ", line " \
-                   << __LINE__ << "): " #__VA_ARGS__ "; device: " << engine_->first_error);                \
+#define MUST(...)                                                                                            \
+  do {                                                                                                       \
+    if (!(__VA_ARGS__))                                                                                      \
+      FAIL(kGroupSetNames[config_.kind] << ", seed " << config_.seed << ", operation " << operation_ << " (" \
+                                        << kActNames[act_] << ", line " << __LINE__                          \
+                                        << "): " #__VA_ARGS__ "; device: " << engine_->first_error);         \
   } while (false)
 
 template <class Policy>
@@ -119,10 +139,15 @@ class OracleWalk {
     bool ahead = false;           // the position behind the known ones is computed in last_step
     std::uint64_t chosen_in = 0;  // the step that chooses that position's token
     Draft draft;
-    std::set<std::uint32_t> untaken;  // blocks that wait for entries of the next step
+    std::set<std::pair<GroupId, std::uint32_t>> untaken;  // blocks that wait for entries of the next step
     std::map<std::uint32_t, std::pair<BlockKey, std::uint64_t>>
-        loads;                      // of those: key, state of the last position
-    std::vector<std::int32_t> row;  // as `delta` tells
+        loads;                                    // of those: key, state of the last position
+    std::vector<std::vector<std::int32_t>> rows;  // of each group, as `delta` tells
+    std::vector<std::uint32_t> computed;          // tokens that are computed in each group; it may lag
+    std::uint32_t shown = 0;                      // the position whose state is named: at the last `reserve`
+    bool armed = false;                           // has reserved since its last commit
+    std::vector<std::uint32_t> waiting_states;    // at these positions, for their points
+    std::uint32_t last_state = 0;                 // at the last block's end
   };
   struct Flying {
     StepEntry entry;
@@ -136,7 +161,7 @@ class OracleWalk {
   };
 
  public:
-  OracleWalk(const Config& config, OracleTally& tally)
+  OracleWalk(const OracleConfig& config, OracleTally& tally)
       : config_(config), tally_(tally), random_(config.seed), texts_(config_, texts_tally_, random_) {}
 
   void run() {
@@ -146,6 +171,8 @@ class OracleWalk {
     options.max_leases = config_.leases;
     options.max_lease_tokens = config_.row_blocks * config_.block_tokens;
     options.max_scopes = 3;
+    options.groups = config_.groups;
+    options.null_slot = config_.null_slot;
     options.max_runs = config_.max_runs;
     options.max_changes = 4096;
     options.secret = "model";
@@ -154,7 +181,17 @@ class OracleWalk {
                             log.insert(log.end(), bytes.begin(), bytes.end());
                           },
                           &log_};
+    groups_ = config_.groups;
+    if (groups_.empty()) groups_.resize(1);
+    for (const KvGroup& g : groups_) {
+      primary_ = primary_ || plain(g);
+      states_ = states_ || g.kind == GroupKind::kStateCheckpoint;
+      grain_ = std::max(grain_, g.block_tokens / bt());
+      several_ = several_ || (!plain(g) && g.kind != GroupKind::kSideData);
+    }
     OracleOptions device;
+    device.groups = config_.groups;
+    device.null_slot = config_.null_slot;
     device.slots = config_.slots;
     device.block_tokens = config_.block_tokens;
     device.layers = 1 + below(2);
@@ -198,7 +235,8 @@ class OracleWalk {
       check();
     }
     MUST(flying_.empty() && cache_->audit().lease_pins == 0 && cache_->pool().held_slots() == 0);
-    MUST(cache_->pool().used_slots() == present_.size());
+    if (groups_.back().with == kNoGroup || !several_)
+      MUST(cache_->pool().used_slots() == present_.size() + (primary_ && config_.null_slot));
     std::uint32_t pending = 0;
     for (std::uint32_t s = 0; s < root_keys_.size(); ++s)
       cache_->enumerate(ScopeId{s}, [&](RunId, const RunInfo& info) { pending += info.length - info.ready; });
@@ -213,11 +251,25 @@ class OracleWalk {
   std::uint32_t below(std::uint32_t n) { return texts_.below(n); }
   std::uint32_t bt() const { return config_.block_tokens; }
   std::uint32_t blocks_for(std::uint32_t tokens) const { return (tokens + bt() - 1) / bt(); }
+  static bool plain(const KvGroup& g) {
+    return g.kind == GroupKind::kFullAttention && g.with == kNoGroup && g.block_tokens == 0;
+  }
+  bool state(GroupId g) const { return groups_[g].kind == GroupKind::kStateCheckpoint; }
+  bool side(GroupId g) const { return groups_[g].kind == GroupKind::kSideData; }
+  std::uint32_t bt(GroupId g) const { return groups_[g].block_tokens != 0 ? groups_[g].block_tokens : bt(); }
+  std::uint32_t blocks_for(GroupId g, std::uint32_t tokens) const { return (tokens + bt(g) - 1) / bt(g); }
+  bool null(std::int32_t entry) const { return entry == (config_.null_slot ? 0 : -1); }
+  /// Calls `fn(group)` for each whose rows name places by position, but for side data.
+  template <class Fn>
+  void for_each_row(Fn&& fn) const {
+    for (GroupId g = 0; g < groups_.size(); ++g)
+      if (!state(g) && !side(g)) fn(g);
+  }
   std::uint32_t most_tokens() const { return config_.row_blocks * bt(); }
 
   std::size_t pick() {
-    static constexpr std::uint32_t kWeights[kActs] = {10, 6,  3,  18, 20, 28, 14, 16, 60, 130, 6, 10,
-                                                      2,  10, 22, 9,  24, 6,  3,  2,  2,  2,   2};
+    static constexpr std::uint32_t kWeights[kActs] = {10, 6,  3,  18, 20, 28, 14, 16, 60, 200, 6, 10,
+                                                      2,  10, 26, 9,  24, 8,  3,  2,  2,  2,   2};
     std::uint32_t all = 0;
     for (const std::uint32_t w : kWeights) all += w;
     std::uint32_t at = below(all);
@@ -314,14 +366,62 @@ class OracleWalk {
   /// Whole blocks whose tokens are committed and reached, and that no entry has still to fill.
   std::uint32_t solid_blocks(const Request& r) const {
     std::uint32_t blocks = r.valid / bt();
-    if (!r.untaken.empty()) blocks = std::min(blocks, *r.untaken.begin());
+    const auto but = [&](GroupId g, std::uint32_t b) { blocks = std::min(blocks, b * bt(g) / bt()); };
+    for (const auto& [g, b] : r.untaken) but(g, b);
     for (const Flying& f : flying_)
-      if (f.request == index(r) && f.use == r.use && !f.orphan) blocks = std::min(blocks, f.entry.block);
+      if (f.request == index(r) && f.use == r.use && !f.orphan) but(f.entry.group, f.entry.block);
     return blocks;
+  }
+
+  /// Blocks of the first `blocks` that a match may cover: valid in all groups, as long as nothing has gone.
+  std::uint32_t valid_blocks(const Text& text, std::uint32_t blocks, bool with_states) const {
+    const auto valid = [&](std::uint32_t b) {
+      if (b % grain_ != 0 || (with_states && states_ && states_there_.count(text.keys[b - 1]) == 0))
+        return false;
+      for (const KvGroup& g : groups_)
+        for (std::uint32_t e = g.block_tokens; g.lag_tokens != 0 && e + g.lag_tokens <= b * bt();
+             e += g.block_tokens)
+          if (caught_up_.count(text.keys[e / bt() - 1]) == 0) return false;
+      return true;
+    };
+    while (blocks > 0 && !valid(blocks)) --blocks;
+    return blocks;
+  }
+  /// Nothing that was published has gone, and nothing is kept back by what is under way.
+  bool exact() const {
+    const CacheStats& s = cache_->stats();
+    bool none = flying_.empty() && config_.max_runs == 0;
+    for (const Request& r : requests_) none = none && r.untaken.empty();
+    return none && s.evicted_blocks == 0 && s.evicted_shares == 0 && engine_->copies_failed == 0 &&
+           !copies_flew_;
+  }
+  void publish_state(const Request& r, std::uint32_t tokens) {
+    if (tokens == 0 || !r.shared || tokens > solid_blocks(r) * bt()) return;
+    tally_.states_published += states_there_.insert(r.text.keys[tokens / bt() - 1]).second;
+  }
+  /// Shares of other groups that are everybody's now.
+  void publish_shares(Request& r) {
+    std::erase_if(r.waiting_states, [&](std::uint32_t tokens) {
+      if (tokens > r.valid) return false;
+      publish_state(r, tokens);
+      return true;
+    });
+    const std::uint32_t solid = solid_blocks(r) * bt();
+    for (const KvGroup& g : groups_)
+      for (std::uint32_t e = g.block_tokens;
+           g.lag_tokens != 0 && r.shared && e <= solid && e + g.lag_tokens <= r.valid; e += g.block_tokens)
+        caught_up_.insert(r.text.keys[e / bt() - 1]);
   }
   void committed(Request& r, std::uint32_t n, std::uint64_t step) {
     r.committed += n;
     r.started = true;
+    r.armed = r.armed && n == 0;
+    if (states_ && n > 0 && r.shared && r.committed % bt() == 0) {
+      if (r.lease.next_boundary(r.committed - 1) == r.committed && r.waiting_states.size() < 8)
+        r.waiting_states.push_back(r.committed);
+      else
+        r.last_state = r.committed;
+    }
     if (r.pending.empty() && step <= reached_)
       r.valid = r.committed;
     else if (!r.pending.empty() && r.pending.back().step >= step)
@@ -348,12 +448,16 @@ class OracleWalk {
     r.reads = std::min(r.reads, n);
     r.ahead = false;
     r.draft = {};
-    r.untaken.erase(r.untaken.lower_bound(blocks_for(n)), r.untaken.end());
+    for (std::uint32_t& computed : r.computed) computed = std::min(computed, n);
+    std::erase_if(r.untaken, [&](const auto& at) { return at.second >= blocks_for(at.first, n); });
     for (Flying& f : flying_)
-      if (f.request == index(r) && f.use == r.use && f.entry.block >= blocks_for(n)) f.orphan = true;
+      if (f.request == index(r) && f.use == r.use && f.entry.block >= blocks_for(f.entry.group, n))
+        f.orphan = true;
   }
   void gone(Request& r) {
     if (!r.forked && (!given_up_)) ++ended_;
+    publish_shares(r);
+    publish_state(r, r.last_state);
     r.live = r.releasing = false;
   }
 
@@ -361,8 +465,24 @@ class OracleWalk {
   void settle() {
     take_changes();
     for (Request& r : requests_)
+      if (r.live && r.releasing && several_) leave_behind(r);
+    for (Request& r : requests_)
       if (r.live && r.releasing && r.pending.empty() && r.untaken.empty() && !flies(r)) gone(r);
     update_rows();
+    for (Request& r : requests_)
+      if (r.live && several_) publish_shares(r);
+  }
+
+  /// What the window of a released lease has left behind, and what nobody will find, is not waited for.
+  void leave_behind(Request& r) {
+    if (r.shared) return;
+    const auto behind = [&](GroupId g, std::uint32_t b) {
+      const std::uint32_t window = groups_[g].window_tokens;
+      return window != 0 && (b + 1) * bt(g) + window <= r.valid;
+    };
+    std::erase_if(r.untaken, [&](const auto& at) { return behind(at.first, at.second); });
+    for (Flying& f : flying_)
+      if (f.request == index(r) && f.use == r.use && behind(f.entry.group, f.entry.block)) f.orphan = true;
   }
 
   void take_changes() {
@@ -406,17 +526,35 @@ class OracleWalk {
   void update_rows() {
     for (Request& r : requests_) {
       if (!r.live || r.releasing) continue;
-      const auto table = r.lease.table(0);
-      const BlockRange changed = r.lease.delta();
-      MUST(changed.empty() || changed.end <= table.size());
-      r.row.resize(table.size(), -1);
-      for (std::uint32_t b = changed.begin; b < changed.end; ++b) {
-        tally_.made_canonical += (act_ == static_cast<std::size_t>(Act::kReach) ||
-                                  act_ == static_cast<std::size_t>(Act::kComplete)) &&
-                                 r.row[b] != -1 && r.row[b] != table[b] && b < r.committed / bt();
-        r.row[b] = table[b];
+      r.rows.resize(groups_.size());
+      for (GroupId g = 0; g < groups_.size(); ++g) {
+        if (side(g)) continue;
+        std::vector<std::int32_t>& row = r.rows[g];
+        const auto table = r.lease.table(g);
+        const BlockRange changed = r.lease.delta(g);
+        MUST(changed.empty() || changed.end <= table.size());
+        row.resize(table.size(), config_.null_slot ? 0 : -1);
+        for (std::uint32_t b = changed.begin; b < changed.end; ++b) {
+          tally_.made_canonical += (act_ == static_cast<std::size_t>(Act::kReach) ||
+                                    act_ == static_cast<std::size_t>(Act::kComplete)) &&
+                                   !null(row[b]) && !null(table[b]) && row[b] != table[b] &&
+                                   b < r.committed / bt(g);
+          tally_.window_slots_back += !state(g) && !null(row[b]) && null(table[b]);
+          row[b] = table[b];
+        }
+        MUST(std::equal(table.begin(), table.end(), row.begin()));
       }
-      MUST(std::equal(table.begin(), table.end(), r.row.begin()));
+      for (GroupId g = 0; g < groups_.size(); ++g)
+        if (side(g)) {
+          const auto table = r.lease.table(g);
+          MUST(std::equal(table.begin(), table.end(), r.rows[0].begin(), r.rows[0].end()));
+        }
+      // What a window has left behind is of no use to the lease any more.
+      for (Flying& f : flying_)
+        if (f.request == index(r) && f.use == r.use && !f.orphan && several_)
+          f.orphan = !(f.entry.block < r.rows[f.entry.group].size() &&
+                       r.rows[f.entry.group][f.entry.block] == static_cast<std::int32_t>(f.entry.slot));
+      std::erase_if(r.untaken, [&](const auto& at) { return several_ && null(r.rows[at.first][at.second]); });
     }
   }
 
@@ -444,9 +582,24 @@ class OracleWalk {
     r.states = OracleText(mix(1, r.text.scope));
     extend_states(r);
     r.prompt_tokens = r.prompt_end = r.known = tokens;
-    MUST(r.lease.matched_tokens() == before * bt());
-    matched(r, before);
-    tally_.hit_blocks += before;
+    const std::uint32_t now = r.lease.matched_tokens() / bt(), missed = r.lease.missed_tokens();
+    MUST(now * bt() == r.lease.matched_tokens() && now <= before && now % grain_ == 0);
+    MUST(missed >= now * bt() && missed <= before * bt());
+    if (!several_) MUST(now == before);
+    if (exact()) {
+      if (now != valid_blocks(r.text, before, true))
+        std::printf("DBG now %u before %u want %u missed %u bt %u reuse %d ", now, before,
+                    valid_blocks(r.text, before, true), missed, bt(), how.reuse);
+      MUST(now == valid_blocks(r.text, before, true));
+      MUST(missed == valid_blocks(r.text, before, false) * bt());
+      tally_.exact_matches[config_.kind] += now > 0;
+    }
+    tally_.matches[config_.kind] += now > 0;
+    tally_.states_matched += states_ && now > 0;
+    tally_.states_missed += missed > now * bt();
+    matched(r, now);
+    tally_.hit_blocks += now;
+    read(r);
     texts_.recent.push_back(std::make_shared<Text>(r.text));
     if (texts_.recent.size() > 24) texts_.recent.erase(texts_.recent.begin() + below(24));
     return true;
@@ -465,7 +618,26 @@ class OracleWalk {
   }
   void matched(Request& r, std::uint32_t blocks) {
     r.matched = blocks;
-    r.committed = r.reserved = r.valid = blocks * bt();
+    r.committed = r.reserved = r.valid = r.shown = blocks * bt();
+    r.computed.assign(groups_.size(), r.committed);
+    for_each_row([&](GroupId g) {
+      if (groups_[g].lag_tokens == 0) return;
+      r.computed[g] = std::min(r.committed, static_cast<std::uint32_t>(r.lease.table(g).size()) * bt(g));
+      MUST(r.computed[g] + groups_[g].lag_tokens + bt(g) > r.committed);
+      tally_.lag_recomputed += r.computed[g] < r.committed;
+    });
+  }
+  /// What the lease was matched to lies where its tables say.
+  void read(const Request& r) {
+    if (engine_->done().value <= copied_in_) return;
+    OracleWork work;
+    for (GroupId g = 0; g < groups_.size(); ++g) {
+      work.tables.push_back({r.lease.table(g).begin(), r.lease.table(g).end()});
+      work.of_group.push_back({r.computed[g], r.computed[g]});
+    }
+    work.begin = work.end = r.committed;
+    work.states.assign(r.states.states().begin(), r.states.states().begin() + r.committed);
+    engine_->read(work);
   }
 
   bool refresh(Request& r) {
@@ -474,10 +646,13 @@ class OracleWalk {
     const std::uint32_t now = r.lease.matched_tokens() / bt();
     const std::uint32_t best = std::max(r.matched, clip(present_blocks(r.text), r.prompt_tokens));
     MUST(now >= r.matched && now <= best);
-    if (r.shared && !r.cut && config_.max_runs == 0) MUST(now == best);
+    if (r.shared && !r.cut && config_.max_runs == 0 && !several_) MUST(now == best);
+    if (r.shared && exact() && several_) MUST(now == std::max(r.matched, valid_blocks(r.text, best, true)));
+    MUST(r.lease.missed_tokens() >= r.lease.matched_tokens());
     MUST(progress.ready_tokens == now * bt());
     if (now > r.matched) ++tally_.followed;
     matched(r, now);
+    read(r);
     r.waits = !progress.must_compute;
     tally_.waited += r.waits;
     // Somebody else is at what is waited for, or has not been told to wait for it.
@@ -499,42 +674,73 @@ class OracleWalk {
   }
 
   bool reserve(Request& r, std::uint32_t n) {
-    const std::uint32_t block = r.reserved / bt();
-    const bool inside = r.reserved % bt() != 0;
-    const bool held_by_others = inside && cache_->pool().holders(static_cast<SlotId>(r.row[block])) > 1;
-    const bool used_by_others = inside && std::ranges::any_of(requests_, [&](const Request& other) {
-                                  return &other != &r && other.live && !other.releasing &&
-                                         other.row.size() > block && other.row[block] == r.row[block];
-                                });
+    struct Inside {
+      bool inside = false, held_by_others = false, used_by_others = false;
+    };
+    std::vector<Inside> was(groups_.size());
+    for_each_row([&](GroupId g) {
+      const std::uint32_t block = r.reserved / bt(g);
+      if (r.reserved % bt(g) == 0 || block >= r.rows[g].size() || n == 0) return;
+      was[g].inside = true;
+      was[g].held_by_others =
+          !plain(groups_[g]) || cache_->pool().holders(static_cast<SlotId>(r.rows[g][block])) > 1;
+      was[g].used_by_others = std::ranges::any_of(requests_, [&](const Request& other) {
+        return &other != &r && other.live && !other.releasing && other.rows[g].size() > block &&
+               other.rows[g][block] == r.rows[g][block];
+      });
+    });
     const std::uint32_t own = present_blocks(r.text, r.known / bt());
     const std::size_t were = present_.size();
+    const std::uint64_t shares = cache_->stats().evicted_shares;
+    const bool copying = !flying_.empty() ||
+                         std::ranges::any_of(requests_, [](const Request& o) { return !o.untaken.empty(); });
+    const ReserveQuote quote = r.lease.quote(n);
     const Status status = r.lease.reserve(n);
     take_changes();
+    using Verdict = ReserveQuote::Verdict;
+    ++tally_.quoted;
+    tally_.quoted_later += quote.verdict == Verdict::kLater;
+    if (quote.verdict == Verdict::kNever)
+      MUST(status.code() == StatusCode::kOutOfRange || (copying && !status.ok()));
+    else if (quote.verdict ==
+             Verdict::kLater)  // but that a block which only the tree shares may be taken back
+      MUST(status.code() == StatusCode::kExhausted ||
+           (status.ok() &&
+            std::ranges::any_of(was, [](const auto& w) { return w.inside && w.held_by_others; })));
+    else
+      MUST(status.ok() || ((copying || config_.max_runs != 0) && status.code() == StatusCode::kExhausted));
     if (!status.ok()) {
-      const bool never = blocks_for(r.reserved + n) > config_.slots;
-      MUST(status.code() == (never ? StatusCode::kOutOfRange : StatusCode::kExhausted));
-      MUST(present_.size() == were);
+      const bool never = blocks_for(r.reserved + n) > config_.slots - (config_.null_slot && primary_);
+      MUST(status.code() == StatusCode::kExhausted || status.code() == StatusCode::kOutOfRange);
+      if (!several_) MUST(status.code() == (never ? StatusCode::kOutOfRange : StatusCode::kExhausted));
+      MUST(present_.size() == were && cache_->stats().evicted_shares == shares);
       ++tally_.exhausted;
       return false;
     }
-    if (present_blocks(r.text, r.known / bt()) < own) {
+    // With several groups what goes need not be what the lease gave up.
+    if (present_blocks(r.text, r.known / bt()) < own || (several_ && quote.verdict == Verdict::kEvicts)) {
       tally_.gave_up += !r.cut;
       r.cut = true;
     }
+    for_each_row([&](GroupId g) {
+      if (!was[g].inside) return;
+      const std::uint32_t block = r.reserved / bt(g);
+      const bool copied = r.lease.table(g)[block] != r.rows[g][block];
+      MUST(copied ? was[g].held_by_others : !was[g].used_by_others);
+      if (!copied) return;
+      r.untaken.insert({g, block});
+      r.inside_published = false;
+      ++(plain(groups_[g]) ? tally_.copied_on_write : tally_.others_copied);
+    });
     r.reserved += n;
-    r.started = true;
-    if (inside) {
-      const bool copied = r.lease.table(0)[block] != r.row[block];
-      MUST(copied ? held_by_others : !used_by_others);
-      if (copied) r.untaken.insert(block);
-      if (copied) r.inside_published = false;
-      tally_.copied_on_write += copied;
-    }
+    r.started = r.armed = true;
+    r.shown = r.committed;
+    update_rows();
     return true;
   }
   bool reserve_to(Request& r, std::uint32_t end) {
     if (end > most_tokens()) return false;
-    return end <= r.reserved || reserve(r, end - r.reserved);
+    return (end <= r.reserved && !states_) || reserve(r, std::max(end, r.reserved) - r.reserved);
   }
   bool reserve_ahead(Request& r) {
     if (r.waits && !r.started && below(4) != 0) return false;
@@ -543,13 +749,20 @@ class OracleWalk {
   }
 
   /// Positions [begin, begin + states.size()) in the open step.
-  void compute(Request& r, std::uint32_t begin, std::span<const std::uint64_t> states) {
-    const auto table = r.lease.table(0);
+  void compute(Request& r, std::uint32_t begin, std::span<const std::uint64_t> states, bool draft = false) {
     OracleWork work;
-    work.tables = {{table.begin(), table.end()}};
+    for (GroupId g = 0; g < groups_.size(); ++g)
+      work.tables.push_back({r.lease.table(g).begin(), r.lease.table(g).end()});
     work.begin = begin;
     work.end = begin + static_cast<std::uint32_t>(states.size());
     MUST(work.end <= r.reserved);
+    for (GroupId g = 0; g < groups_.size(); ++g) {
+      const bool lags = groups_[g].lag_tokens != 0;
+      const std::uint32_t lag = draft ? 0 : groups_[g].lag_tokens, from = lags ? r.computed[g] : begin;
+      const std::uint32_t to = work.end - (lags ? std::min(work.end, below(lag + 1)) : 0);
+      work.of_group.push_back({from, std::max(from, to)});
+      r.computed[g] = std::max(from, to);
+    }
     work.states.assign(r.states.states().begin(), r.states.states().begin() + begin);
     work.states.insert(work.states.end(), states.begin(), states.end());
     work.not_before = r.lease.not_before();
@@ -564,8 +777,13 @@ class OracleWalk {
 
   bool prefill(Request& r) {
     if (!can_compute(r) || r.committed == r.known) return false;
-    if ((r.waits && !r.started && below(4) != 0) || (can_onboard(r) > 0 && below(4) != 0)) return false;
-    const std::uint32_t left = r.known - r.committed, n = below(2) == 0 ? left : 1 + below(left);
+    if ((r.waits && !r.started && below(4) != 0) || (can_onboard(r) > 0 && below(12) != 0)) return false;
+    const std::uint32_t left = r.known - r.committed, boundary = r.lease.next_boundary(r.committed);
+    std::uint32_t n = below(2) == 0 ? left : 1 + below(left);
+    if (boundary > r.committed && boundary <= r.known && below(4) != 0) {
+      n = boundary - r.committed;
+      ++tally_.boundaries;
+    }
     if (!reserve_to(r, r.committed + n)) return false;
     compute(r, r.committed, r.committed + n);
     MUST(r.lease.commit(n, {kQueue, open_step_}).ok());
@@ -622,7 +840,7 @@ class OracleWalk {
         states.push_back(OracleText::next(parent, static_cast<TokenId>(2000 + below(100))));
       }
     }
-    compute(r, r.known, states);
+    compute(r, r.known, states, true);
     r.draft = std::move(d);
     return true;
   }
@@ -631,22 +849,38 @@ class OracleWalk {
     const Draft d = std::exchange(r.draft, {});
     auto n = static_cast<std::uint32_t>(d.accepted.size());
     if (n > 0 && below(4) == 0) n = below(n + 1);  // a stop condition
+    // A state stands behind all of the draft.
+    const bool all = n == d.positions;
+    if (states_ && !all && n > 0 && d.tree) {
+      append(r, n);
+      const std::span offsets(d.accepted.data(), n);
+      if (offsets.back() + 1 != n)
+        MUST(r.lease.commit_accepted(offsets, {kQueue, d.step}).code() == StatusCode::kUnsupported);
+      MUST(r.lease.truncate(r.committed).ok());
+      r.known = r.committed;
+      shorten(r, r.known);
+    }
+    if (states_ && !all) n = 0;
     tally_.drafts_rejected += n < d.positions;
+    for (std::uint32_t& computed : r.computed) computed = std::min(computed, r.committed + n);
     if (n == 0) return true;
     append(r, n);
     const std::span offsets(d.accepted.data(), n);
     const Point done{kQueue, d.step};
     MUST((d.tree ? r.lease.commit_accepted(offsets, done) : r.lease.commit(n, done)).ok());
     for (std::uint32_t i = 0; i < n; ++i)
-      if (offsets[i] != i) r.untaken.insert((r.committed + i) / bt()), ++tally_.accepted_moved;
+      if (offsets[i] != i) {
+        for_each_row([&](GroupId g) { r.untaken.insert({g, (r.committed + i) / bt(g)}); });
+        ++tally_.accepted_moved;
+      }
     committed(r, n, d.step);
     return true;
   }
 
   /// Blocks that come next and that the host tier has.
   std::uint32_t can_onboard(const Request& r) const {
-    if (r.ahead || r.draft.positions != 0 || r.reserved != r.committed || r.committed % bt() != 0 ||
-        r.pending.size() >= 7)
+    if (several_ || r.ahead || r.draft.positions != 0 || r.reserved != r.committed ||
+        r.committed % bt() != 0 || r.pending.size() >= 7)
       return 0;
     const std::uint32_t first = r.committed / bt();
     std::uint32_t b = first;
@@ -676,20 +910,20 @@ class OracleWalk {
       r.cut = true;
     }
     for (std::uint32_t i = first; i < b; ++i) {
-      r.untaken.insert(i);
+      r.untaken.insert({GroupId{0}, i});
       r.loads[i] = {r.text.keys[i], r.states.states()[(i + 1) * bt() - 1]};
     }
     r.reserved = b * bt();
+    r.computed.assign(groups_.size(), r.reserved);
     committed(r, (b - first) * bt(), 0);
     return true;
   }
   bool offer(Request& r) {
     const std::uint32_t solid = solid_blocks(r);
-    if (solid == 0 || engine_->done().value <= copied_in_) return false;
-    for (std::uint32_t i = 0; i < 4; ++i) {
-      const std::uint32_t b = below(solid);
-      engine_->offer(r.text.keys[b], r.lease.table(0).subspan(b, 1),
-                     std::span(r.states.states()).subspan(b * bt(), bt()));
+    if (several_ || solid == 0 || engine_->done().value <= copied_in_) return false;
+    for (std::uint32_t b = below(solid); b < solid; ++b) {
+      const std::vector<std::int32_t> slots(groups_.size(), r.lease.table(0)[b]);
+      engine_->offer(r.text.keys[b], slots, std::span(r.states.states()).subspan(b * bt(), bt()));
     }
     return true;
   }
@@ -697,14 +931,19 @@ class OracleWalk {
   bool fork(Request& r) {
     const bool room = std::ranges::any_of(requests_, [](const Request& other) { return !other.live; });
     const bool flying = flies(r) || !r.untaken.empty(), prompt = r.committed >= r.prompt_end;
-    const bool copies = r.reserved > r.committed && r.committed % bt() != 0;
+    const bool ahead = r.reserved > r.committed;
+    // A group that trails is brought up before, in a step that was committed: else both would write it, or copy too early.
+    const bool lag_settled =
+        reached_ >= r.last_step || (!r.pending.empty() && r.pending.back().step >= r.last_step);
+    for (GroupId g = 0; g < groups_.size(); ++g)
+      if (groups_[g].lag_tokens != 0 && (r.computed[g] < r.committed || !lag_settled)) return false;
     auto forked = r.lease.fork();
     if (!forked.ok()) {
       const StatusCode code = forked.status().code();
       if (flying || !prompt)
         MUST(code == StatusCode::kWrongState || (!room && code == StatusCode::kExhausted));
       else
-        MUST(code == StatusCode::kExhausted && (!room || copies));
+        MUST(code == StatusCode::kExhausted && (!room || ahead));
       tally_.forks_refused += flying;
       return false;
     }
@@ -722,7 +961,15 @@ class OracleWalk {
     child.last_step = r.last_step;
     child.matched = child.lease.matched_tokens() / bt();
     if (r.last_step == open_step_ && !r.ahead && r.draft.positions == 0) r.kept_work = true;
-    if (copies) child.untaken.insert(r.committed / bt());
+    child.shown = r.committed;
+    child.computed.assign(groups_.size(), r.committed);
+    bool copies = false;
+    for_each_row([&](GroupId g) {
+      if (!ahead || r.committed % bt(g) == 0) return;
+      child.untaken.insert({g, r.committed / bt(g)});
+      copies = true;
+      tally_.others_copied += !plain(groups_[g]);
+    });
     if (below(2) == 0) forget_future(child, child.known);
     tally_.copied_at_fork += copies;
     tally_.forks_waiting += !r.pending.empty();
@@ -731,7 +978,7 @@ class OracleWalk {
 
   /// Whether a load of the block waits or is under way.
   bool loading(const Request& r, std::uint32_t b) const {
-    return (r.untaken.count(b) != 0 && r.loads.count(b) != 0) ||
+    return (r.untaken.count({GroupId{0}, b}) != 0 && r.loads.count(b) != 0) ||
            std::ranges::any_of(flying_, [&](const Flying& f) {
              return f.entry.kind == StepKind::kLoad && f.entry.block == b && !f.orphan &&
                     f.request == index(r) && f.use == r.use;
@@ -743,6 +990,19 @@ class OracleWalk {
     const std::uint32_t n = r.prompt_end + below(r.known - r.prompt_end + 1);
     const bool inside = n % bt() != 0 && n / bt() < present_blocks(r.text, r.known / bt());
     const bool mine = inside && solid_blocks(r) > n / bt();
+    bool gone = states_ && n < r.committed;
+    for_each_row([&](GroupId g) {
+      const std::uint32_t window = groups_[g].window_tokens,
+                          first = window == 0 || n < window ? 0 : n - window;
+      const std::vector<std::int32_t>& row = r.rows[g];
+      const auto nulls = std::ranges::find_if(row, [&](std::int32_t e) { return !null(e); }) - row.begin();
+      gone = gone || static_cast<std::ptrdiff_t>(first / bt(g)) < nulls;
+    });
+    if (gone) {
+      MUST(r.lease.truncate(n).code() == StatusCode::kWrongState);
+      ++tally_.cuts_refused;
+      return false;
+    }
     if (n % bt() != 0 && n < r.reserved && loading(r, n / bt())) {
       MUST(r.lease.truncate(n).code() == StatusCode::kWrongState);
       return false;
@@ -752,6 +1012,10 @@ class OracleWalk {
     MUST(r.lease.truncate(n).ok());
     r.known = n;
     shorten(r, n);
+    // What trailed may have been computed by a step that is no commit of this lease any more: once more.
+    for (GroupId g = 0; g < groups_.size(); ++g)
+      if (const std::uint32_t lag = groups_[g].lag_tokens; lag != 0)
+        r.computed[g] = std::min(r.computed[g], std::max(n - std::min(n, lag), n - n % bt(g)));
     if (!r.kept_work) drop_work({index(r), r.use}, n);
     r.inside_published = r.inside_published || mine;
     if (below(2) == 0) forget_future(r, n);
@@ -770,9 +1034,12 @@ class OracleWalk {
     const std::uint32_t behind[] = {reserved}, twice[] = {0, 0};
     MUST(is(r.lease.commit_accepted(behind), StatusCode::kOutOfRange));
     if (known >= 2 && reserved >= 2) MUST(is(r.lease.commit_accepted(twice), StatusCode::kInvalidArgument));
+    if (several_) MUST(is(r.lease.onboard(bt()), StatusCode::kUnsupported));
+    if (states_ && known > 0 && reserved > 0 && !r.armed)
+      MUST(is(r.lease.commit(1), StatusCode::kWrongState));
     if (bt() > 1) MUST(!r.lease.onboard(1).ok());
-    if (r.reserved > r.committed) MUST(is(r.lease.onboard(bt()), StatusCode::kWrongState));
-    if (r.reserved == r.committed && r.committed % bt() == 0 && known > 0)
+    if (!several_ && r.reserved > r.committed) MUST(is(r.lease.onboard(bt()), StatusCode::kWrongState));
+    if (!several_ && r.reserved == r.committed && r.committed % bt() == 0 && known > 0)
       MUST(is(r.lease.onboard(blocks_for(known) * bt()), StatusCode::kOutOfRange));
     const TokenId bad[] = {1000};
     MUST(is(r.lease.append(bad), StatusCode::kOutOfRange));
@@ -783,10 +1050,13 @@ class OracleWalk {
   }
 
   bool end(Request& r, Keep keep, bool abort) {
+    take_rows(r);
     const bool flying = flies(r);
     const bool waits = !r.pending.empty() || flying || !r.untaken.empty();
     // What nobody waits for is not launched: who shared the slots may write into them now.
     const bool idle = r.ahead || r.draft.positions != 0;
+    // Whether what a window leaves behind is still waited for cannot be seen from outside, once it may not be found.
+    abort = abort || (several_ && r.cut && (flying || !r.untaken.empty()));
     if ((abort || idle) && !r.kept_work) drop_work({index(r), r.use});
     if (abort) {
       tally_.aborted_under_loads += flying;
@@ -816,6 +1086,10 @@ class OracleWalk {
   void drop_work(std::pair<std::uint32_t, std::uint32_t> owner, std::uint32_t n = 0) {
     for (std::size_t i = owners_.size(); i-- > 0;) {
       if (owners_[i] != owner || step_.work[i].begin < n) continue;
+      // A group that trails would have gone over positions before n.
+      if (Request& r = requests_[owner.first]; r.use == owner.second)
+        for (GroupId g = 0; g < groups_.size(); ++g)
+          r.computed[g] = std::min(r.computed[g], step_.work[i].of_group[g].first);
       owners_.erase(owners_.begin() + static_cast<std::ptrdiff_t>(i));
       step_.work.erase(step_.work.begin() + static_cast<std::ptrdiff_t>(i));
     }
@@ -839,7 +1113,8 @@ class OracleWalk {
         victim = &r, most = r.lease.exclusive_slots();
     if (victim == nullptr || (cache_->pool().free_slots() > 2 && below(4) != 0)) return false;
     ++tally_.preempted;
-    bool exact = cache_->audit().step_slots == 0 && victim->pending.empty() && config_.max_runs == 0;
+    bool exact =
+        !several_ && cache_->audit().step_slots == 0 && victim->pending.empty() && config_.max_runs == 0;
     for (const Request& r : requests_)
       if (r.live) exact = exact && r.shared && !r.cut && !r.inside_published;
     const std::uint32_t before = out_of_reach();
@@ -854,6 +1129,18 @@ class OracleWalk {
     return true;
   }
 
+  /// What the lease's work in the open step reads may lie elsewhere since it was scheduled: in the slots of whoever published
+  /// it first.
+  void take_rows(const Request& r) {
+    for (std::size_t i = 0; i < owners_.size() && r.lease.live(); ++i) {
+      if (owners_[i] != std::pair{index(r), r.use}) continue;
+      OracleWork& work = step_.work[i];
+      for (GroupId g = 0; g < groups_.size(); ++g)
+        for (std::uint32_t b = 0; !state(g) && b < std::min(r.reads, work.of_group[g].first) / bt(g); ++b)
+          if (const std::int32_t now = r.lease.table(g)[b]; !null(now)) work.tables[g][b] = now;
+    }
+  }
+
   // ---- steps -------------------------------------------------------------------------------------------------------
 
   void launch() {
@@ -862,13 +1149,14 @@ class OracleWalk {
       const auto taken = cache_->take_step({room, 1 + below(16)});
       if (taken.empty()) break;
       for (const StepEntry& e : taken) {
-        MUST(e.lease < config_.leases && e.slot < config_.slots && e.kind != StepKind::kStore);
+        MUST(e.lease < config_.leases && e.group < groups_.size() && e.kind != StepKind::kStore);
         const Request& r = requests_[e.lease];
         MUST(r.live);
         const bool load = e.kind == StepKind::kLoad;
         if (load) MUST(r.loads.count(e.block) != 0 && e.key == r.loads.at(e.block).first);
         const std::uint64_t ticket = engine_->submit(e, load ? r.loads.at(e.block).second : 0);
-        flying_.push_back({e, ticket, e.lease, r.use, r.untaken.count(e.block) == 0});
+        flying_.push_back({e, ticket, e.lease, r.use, r.untaken.count({e.group, e.block}) == 0});
+        copies_flew_ = copies_flew_ || !load;
       }
     }
     for (Request& r : requests_) r.untaken.clear(), r.loads.clear(), r.kept_work = false;
@@ -877,10 +1165,7 @@ class OracleWalk {
       for (const Flying& f : flying_)
         if (f.entry.kind == StepKind::kLoad && owners_[i] == std::pair{f.request, f.use})
           step_.work[i].loads.push_back(f.ticket);
-      // What is read may lie elsewhere since the work was scheduled: in the slots of whoever published it first.
-      const auto table = requests_[request].lease.table(0);
-      if (requests_[request].use == use && !table.empty())
-        std::copy_n(table.begin(), requests_[request].reads / bt(), step_.work[i].tables[0].begin());
+      if (requests_[request].use == use) take_rows(requests_[request]);
     }
     step_.done = {kQueue, open_step_};
     engine_->launch(std::exchange(step_, {}));
@@ -934,19 +1219,29 @@ class OracleWalk {
     flying_.erase(at);
     Request& r = requests_[f.request];
     if (r.live && r.use == f.use && !f.orphan && !result.status.ok()) {
-      const std::uint32_t begin = e.block * bt();
+      const std::uint32_t begin = e.block * bt(e.group);
       tally_.failed_under_work += r.committed > begin + bt() || r.last_step >= engine_->done().value;
-      shorten(r, begin);
+      if (several_) {  // there may be nothing to go on from
+        r.pending.clear();
+        gone(r);
+        ++tally_.ended_by_copy;
+      } else {
+        shorten(r, begin);
+      }
     }
     if (!result.status.ok() && !f.orphan) drop_work({f.request, f.use});
     MUST(cache_->complete(result).ok());
+    if (several_ && !r.live && r.use == f.use) {
+      MUST(!r.lease.live());
+      r.untaken.clear();
+    }
     settle();
     completed_.push_back(e);
     if (completed_.size() > 16) completed_.erase(completed_.begin());
   }
   static bool same(const StepEntry& a, const StepEntry& b) {
-    return a.kind == b.kind && a.lease == b.lease && a.generation == b.generation && a.block == b.block &&
-           a.slot == b.slot && a.from_slot == b.from_slot && a.offset == b.offset &&
+    return a.kind == b.kind && a.group == b.group && a.lease == b.lease && a.generation == b.generation &&
+           a.block == b.block && a.slot == b.slot && a.from_slot == b.from_slot && a.offset == b.offset &&
            a.from_offset == b.from_offset && a.tokens == b.tokens;
   }
 
@@ -989,31 +1284,49 @@ class OracleWalk {
       MUST(r.lease.known_tokens() == r.known);
       MUST(r.lease.committed_tokens() == r.committed);
       MUST(r.lease.reserved_tokens() == r.reserved);
-      MUST(r.row.size() == blocks_for(r.reserved));
+      for_each_row([&](GroupId g) {
+        if (groups_[g].lag_tokens == 0 || r.started) MUST(r.rows[g].size() == blocks_for(g, r.reserved));
+      });
+      MUST(r.lease.missed_tokens() >= r.lease.matched_tokens());
     }
     if (operation_ % 4 != 0) return;
     // A slot is named for one prefix only.
     struct Use {
       const Request* request = nullptr;
+      GroupId group = 0;
       std::uint32_t block = 0, tokens = 0;
     };
-    std::vector<Use> uses(config_.slots);
+    std::map<std::pair<GroupId, std::int32_t>, Use> uses;
     for (const Request& r : requests_) {
       if (!r.live || r.releasing) continue;
-      for (std::uint32_t b = 0; b < blocks_for(r.committed); ++b) {
-        MUST(r.row[b] >= 0 && static_cast<std::uint32_t>(r.row[b]) < config_.slots);
-        MUST(cache_->pool().holders(static_cast<SlotId>(r.row[b])) > 0);
-        Use& use = uses[static_cast<std::size_t>(r.row[b])];
-        const std::uint32_t tokens = std::min(r.committed - b * bt(), bt());
-        if (use.request != nullptr) {
-          MUST(use.block == b);
-          const std::uint32_t both = b * bt() + std::min(tokens, use.tokens) - 1;
-          MUST(use.request->states.states()[both] == r.states.states()[both]);
+      for (GroupId g = 0; g < groups_.size(); ++g) {
+        if (side(g)) continue;
+        const GroupId pool = groups_[g].with != kNoGroup ? groups_[g].with : g;
+        const std::uint32_t slots = groups_[pool].slots != 0 ? groups_[pool].slots : config_.slots;
+        const std::uint32_t end =
+            state(g) ? r.shown > 0 && r.shown == r.committed : blocks_for(g, r.committed);
+        for (std::uint32_t b = 0; b < std::min<std::size_t>(end, r.rows[g].size()); ++b) {
+          const std::int32_t slot = r.rows[g][b];
+          if (null(slot)) {
+            MUST(groups_[g].window_tokens != 0 && (b + 1) * bt(g) + groups_[g].window_tokens <= r.committed);
+            continue;
+          }
+          MUST(slot >= 0 && static_cast<std::uint32_t>(slot) < slots);
+          if (plain(groups_[pool])) MUST(cache_->pool().holders(static_cast<SlotId>(slot)) > 0);
+          Use& use = uses[{pool, slot}];
+          const std::uint32_t begin = state(g) ? 0 : b * bt(g);
+          const std::uint32_t tokens = state(g) ? r.shown : std::min(r.committed - begin, bt(g));
+          if (use.request != nullptr) {
+            MUST(use.block == b && use.group == g && (!state(g) || tokens == use.tokens));
+            const std::uint32_t both = begin + std::min(tokens, use.tokens) - 1;
+            MUST(use.request->states.states()[both] == r.states.states()[both]);
+          }
+          if (tokens > use.tokens) use = {&r, g, b, tokens};
         }
-        if (tokens > use.tokens) use = {&r, b, tokens};
       }
       // What is whole and reached is found, unless the cache had no room for it.
-      if (r.shared && !r.cut && config_.max_runs == 0)
+      // (With several groups it may have let go of blocks that it could not use, which nobody sees.)
+      if (r.shared && !r.cut && config_.max_runs == 0 && !several_)
         MUST(present_blocks(r.text, solid_blocks(r)) == solid_blocks(r));
     }
     if constexpr (std::is_same_v<Policy, GhostPolicy>) MUST(GhostPolicy::seen.contradictions == 0);
@@ -1023,6 +1336,7 @@ class OracleWalk {
     const CacheStats& s = cache_->stats();
     tally_.duplicates += s.duplicate_blocks;
     tally_.evictions += s.evicted_blocks;
+    tally_.shares_evicted += s.evicted_shares;
     tally_.steps += engine_->steps_run;
     tally_.loads += engine_->loads_done;
     tally_.copies += engine_->copies_done;
@@ -1045,10 +1359,16 @@ class OracleWalk {
     if (!status.ok() || again != log_) FAIL("the flight log does not replay");
     MUST((*cache)->audit().balanced());
     MUST((*cache)->stats().evicted_blocks == cache_->stats().evicted_blocks);
+    MUST((*cache)->decisions() == cache_->decisions());
     tally_.replayed_bytes += log_.size();
   }
 
-  Config config_;
+  OracleConfig config_;
+  std::vector<KvGroup> groups_;
+  bool primary_ = false;  // one of full attention is what the tree is built on
+  bool several_ = false;  // others beside it, or none like it
+  bool states_ = false;   // of which the last
+  std::uint32_t grain_ = 1;
   OracleTally& tally_;
   Tally texts_tally_;
   std::mt19937_64 random_;
@@ -1062,6 +1382,8 @@ class OracleWalk {
   std::vector<BasicLease<Policy>> ended_leases_;
   std::vector<Request> requests_;  // by the index of their lease
   std::unordered_map<BlockKey, Present, KeyHash> present_;
+  std::unordered_set<BlockKey, KeyHash> states_there_, caught_up_;  // by the last block's key
+  bool copies_flew_ = false;  // what they fill is published later than the rest, if at all
   std::vector<Flying> flying_;
   std::vector<StepEntry> completed_;
   OracleStep step_;                                              // not launched yet

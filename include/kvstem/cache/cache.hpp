@@ -1018,13 +1018,23 @@ class BasicCache {
     }
     return blocks;
   }
+  /// The first token of a block, of any group, into which something is still being brought. What is computed behind it rests
+  /// on it, in all groups.
+  [[nodiscard]] std::uint32_t open_from(std::uint32_t lease) const noexcept {
+    std::uint32_t tokens = groups_.open_from(lease);
+    const std::uint32_t blocks = blocks_for(leases_[lease].scheduled);
+    for (std::uint32_t b = leases_[lease].settled; b < blocks && b * options_.block_tokens < tokens; ++b)
+      if (own_[row(lease) + b] != 0 && slots_.writes(table_slot(lease, b)) > 0)
+        tokens = b * options_.block_tokens;
+    return tokens;
+  }
   [[nodiscard]] GroupSet::View view(std::uint32_t lease) const noexcept {
     const LeaseRecord& r = leases_[lease];
     return {.lease = lease,
             .pos = pos_.data() + row(lease),
             .in_tree = r.place.blocks,
             .settled = r.settled,
-            .valid = r.valid,
+            .valid = r.open > 0 ? std::min(r.valid, open_from(lease)) : r.valid,
             .shared = r.shared};
   }
 
@@ -1245,8 +1255,7 @@ class BasicCache {
     LeaseRecord& r = leases_[lease];
     std::uint32_t until = r.valid / options_.block_tokens;
     if (until <= r.settled) return;
-    for (std::uint32_t b = r.settled; r.open > 0 && b < until; ++b)
-      if (own_[row(lease) + b] != 0 && slots_.writes(table_slot(lease, b)) > 0) until = b;
+    if (r.open > 0) until = std::min(until, open_from(lease) / options_.block_tokens);
     while (in_place() && r.shared && r.settled < until) {
       if (r.settled >= r.place.blocks) {
         stats_.unpublished_blocks += until - r.settled;

@@ -316,6 +316,18 @@ class GroupSet {
     }
   }
 
+  /// The first token of a block of the lease that entries are writing; kToEnd if there is none.
+  [[nodiscard]] std::uint32_t open_from(std::uint32_t lease) const noexcept {
+    std::uint32_t tokens = kToEnd;
+    for (std::uint32_t i = 0; i < count_; ++i) {
+      const Group& g = groups_[i];
+      if (state(g) || g.books->moving() == 0) continue;
+      const Part& part = g.parts[lease];
+      for (std::uint32_t b = part.first; b < part.end && b * g.tokens < tokens; ++b)
+        if (g.own[row(g, lease) + b] == kOwn && g.books->writes(slot(g, lease, b)) > 0) tokens = b * g.tokens;
+    }
+    return tokens;
+  }
   /// Whether the lease has reserved since its last commit, so that every state has a slot for the next one.
   [[nodiscard]] bool may_advance(std::uint32_t lease) const noexcept {
     for (std::uint32_t i = 0; i < count_; ++i)

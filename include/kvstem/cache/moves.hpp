@@ -155,6 +155,8 @@ bool BasicCache<Policy>::complete_move(const StepEntry& e, bool ok) noexcept {
     settle(e.lease);
   } else if (++stats_.failed_loads; groups_.any()) {
     // What a window or a state was at an earlier position is gone, so there is nothing to go on from.
+    const std::uint32_t tokens = e.group == primary_ ? options_.block_tokens : groups_.block_tokens(e.group);
+    r.valid = std::min(r.valid, e.block * tokens);
     r.pending_count = 0;
     finish(e.lease);
     return true;

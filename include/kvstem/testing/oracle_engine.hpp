@@ -15,6 +15,8 @@
 //   before the first step behind `source_ready`. Loads come when the seed says so, but before a step that waits for them,
 //   and not before an earlier entry that writes what they read or write. Each is carried out, whatever happened to its lease.
 //   Work on top of a load or copy that failed is worthless, and no mistake if it was launched before `poll` told so.
+//   Of each group it reads what that group's attention needs: all before, the last window_tokens, or the one state in
+//   table[0]; what it writes is in its own place of the pool, which groups may share (KvGroup::with).
 //   The same seed and the same calls give the same course.
 // Errors never throw: they are counted, and the first one is kept as text. Nothing is sampled: the caller says what the
 // model chooses, also where a real one would tell it only later.
@@ -47,6 +49,7 @@
 #include "kvstem/base/status.hpp"
 #include "kvstem/cache/step.hpp"
 #include "kvstem/model/block_key.hpp"
+#include "kvstem/model/kv_group.hpp"
 
 namespace kvstem::inline v0 {
 
@@ -80,7 +83,8 @@ struct OracleOptions {
   std::uint32_t slots = 0;
   std::uint32_t block_tokens = 16;
   std::uint32_t layers = 2;
-  std::uint32_t groups = 1;
+  std::vector<KvGroup> groups{};  // as CacheOptions::groups
+  bool null_slot = false;
   std::uint32_t tier_blocks = 64;  // blocks that the host tier keeps; the oldest go
   std::uint64_t seed = 1;
   // Of 1000 entries. Half of those that fail have written half of their cells.
@@ -94,6 +98,8 @@ struct OracleWork {
   std::vector<std::uint64_t>
       states;  // of all positions up to `end`; in a tree of drafts each behind its parent
   std::uint32_t begin = 0, end = 0;
+  std::vector<std::pair<std::uint32_t, std::uint32_t>>
+      of_group{};  // the same for each group, where one lags behind the others; empty: none does
   std::vector<std::uint64_t> loads{};  // tickets of entries that must have been carried out before
   Point not_before{};                  // Lease::not_before()
 };
@@ -111,20 +117,39 @@ class OracleEngine {
   std::string first_error;  // of both
   std::uint64_t steps_run = 0, loads_done = 0, loads_failed = 0, copies_done = 0, copies_failed = 0;
 
-  explicit OracleEngine(const OracleOptions& options)
-      : options_(options),
-        random_(options.seed),
-        cells_(std::size_t{options.groups} * options.slots * options.block_tokens * options.layers, kPoison) {
+  explicit OracleEngine(const OracleOptions& options) : options_(options), random_(options.seed) {
+    if (options_.groups.empty()) options_.groups.resize(1);
+    for (GroupId g = 0; g < options_.groups.size(); ++g) {
+      const KvGroup& facts = options_.groups[g];
+      const GroupId with = facts.with != kNoGroup ? facts.with : GroupId{0};
+      Group group{facts, g, g, options.slots, options.block_tokens, {}};
+      if (facts.kind == GroupKind::kSideData) {  // cells of its own, at the places of another group
+        group = groups_[with];
+        group.base = with;
+        group.pool = g;
+      } else {
+        if (facts.slots != 0) group.slots = facts.slots;
+        if (facts.block_tokens != 0) group.block_tokens = facts.block_tokens;
+        if (facts.kind == GroupKind::kStateCheckpoint) group.block_tokens = 1;
+        if (facts.with != kNoGroup) group.slots = groups_[with].slots, group.pool = groups_[with].pool;
+      }
+      groups_.push_back(group);
+    }
+    for (const Group& group : groups_) stride_ = std::max(stride_, group.block_tokens);
+    for (const Group& group : groups_) {
+      std::vector<std::uint64_t>& cells = groups_[group.pool].cells;
+      cells.resize(std::max(cells.size(), std::size_t{group.slots} * stride_ * options.layers), kPoison);
+    }
   }
 
   /// Gives an entry to the executor; its ticket. Entries in the order in which the cache handed them out. `state`: of a
   /// load, that of the block's last position, which confirms what the tier has under the key.
   std::uint64_t submit(const StepEntry& entry, std::uint64_t state = 0) {
     const bool copy = entry.kind == StepKind::kCopy;
-    const std::uint32_t in_a_block = options_.block_tokens;
-    if (entry.slot >= options_.slots || entry.group >= options_.groups || entry.kind == StepKind::kStore ||
-        (copy && (entry.from_slot >= options_.slots || entry.tokens == 0 ||
-                  std::max(entry.from_offset, entry.offset) + entry.tokens > in_a_block)))
+    if (entry.group >= groups_.size() || !there(entry.group, entry.slot) || entry.kind == StepKind::kStore ||
+        (copy &&
+         (!there(entry.group, entry.from_slot) || entry.tokens == 0 ||
+          std::max(entry.from_offset, entry.offset) + entry.tokens > groups_[entry.group].block_tokens)))
       mistake("an entry names what is not there, slot " + std::to_string(entry.slot));
     else
       moves_.push_back({entry, next_ticket_, state, {}, 0, false});
@@ -171,16 +196,24 @@ class OracleEngine {
     return out.first(n);
   }
 
+  /// What a step with this work would read if it were carried out now.
+  void read(const OracleWork& work) {
+    for_each_read(work,
+                  [&](const std::uint64_t& c, std::uint64_t expected, std::uint32_t p, SlotId s, GroupId g) {
+                    if (c != expected) wrong("matched", g, p, s, expected, c);
+                  });
+  }
+
   /// The host tier takes a block whose positions all are computed; `states` are those of its tokens.
   void offer(BlockKey key, std::span<const std::int32_t> slot_of_group,
              std::span<const std::uint64_t> states) {
     Block block{states.back(), {}};
-    for (GroupId g = 0; g < options_.groups; ++g)
+    for (GroupId g = 0; g < groups_.size(); ++g)
       for (std::uint32_t i = 0; i < options_.block_tokens; ++i)
         for (std::uint32_t l = 0; l < options_.layers; ++l) {
           const std::uint64_t saw = cell(g, static_cast<SlotId>(slot_of_group[g]), i, l);
           if (saw != layered(states[i], g, l))
-            wrong("offered", i, static_cast<SlotId>(slot_of_group[g]), layered(states[i], g, l), saw);
+            wrong("offered", g, i, static_cast<SlotId>(slot_of_group[g]), layered(states[i], g, l), saw);
           block.cells.push_back(saw);
         }
     if (tier_.insert_or_assign({key.lo, key.hi}, std::move(block)).second)
@@ -213,6 +246,12 @@ class OracleEngine {
     std::uint32_t failure;             // 0: none
     bool started;
   };
+  struct Group {
+    KvGroup facts;       // of side data, of the group that it lies beside
+    GroupId base, pool;  // whose table it has, and whose cells
+    std::uint32_t slots, block_tokens;
+    std::vector<std::uint64_t> cells;  // of a pool
+  };
   struct Launched {
     OracleStep step;
     std::uint64_t tickets;  // those below were handed out before
@@ -220,9 +259,11 @@ class OracleEngine {
   };
 
   [[nodiscard]] std::uint64_t& cell(GroupId group, SlotId slot, std::uint32_t offset, std::uint32_t layer) {
-    return cells_[((std::size_t{group} * options_.slots + slot) * options_.block_tokens + offset) *
-                      options_.layers +
-                  layer];
+    return groups_[groups_[group].pool]
+        .cells[(std::size_t{slot} * stride_ + offset) * options_.layers + layer];
+  }
+  [[nodiscard]] bool there(GroupId group, SlotId slot) const noexcept {
+    return slot < groups_[group].slots && (slot != 0 || !options_.null_slot);
   }
   [[nodiscard]] std::uint64_t layered(std::uint64_t state, GroupId group,
                                       std::uint32_t layer) const noexcept {
@@ -235,8 +276,9 @@ class OracleEngine {
   // ---- copies and loads --------------------------------------------------------------------------------------------
 
   /// One writes what the other reads or writes.
-  [[nodiscard]] static bool collide(const StepEntry& a, const StepEntry& b) noexcept {
-    return a.group == b.group && (a.slot == b.slot || a.slot == b.from_slot || a.from_slot == b.slot);
+  [[nodiscard]] bool collide(const StepEntry& a, const StepEntry& b) const noexcept {
+    return groups_[a.group].pool == groups_[b.group].pool &&
+           (a.slot == b.slot || a.slot == b.from_slot || a.from_slot == b.slot);
   }
   [[nodiscard]] bool first_of_its_slots(std::size_t at) const noexcept {
     for (std::size_t i = 0; i < at; ++i)
@@ -248,43 +290,47 @@ class OracleEngine {
     const bool copy = e.kind == StepKind::kCopy;
     bool fails = random_() % 1000 < (copy ? options_.copies_fail : options_.loads_fail);
     const std::uint32_t first = copy ? e.offset : 0, tokens = copy ? e.tokens : options_.block_tokens;
-    const std::size_t per_group = std::size_t{options_.block_tokens} * options_.layers;
     if (!copy) {
       const auto at = tier_.find({e.key.lo, e.key.hi});
       if (at == tier_.end() || at->second.state != m.state)
         fails = true;
       else
-        m.cells.assign(at->second.cells.begin() + static_cast<std::ptrdiff_t>(e.group * per_group),
-                       at->second.cells.begin() + static_cast<std::ptrdiff_t>((e.group + 1) * per_group));
+        m.cells = at->second.cells;  // only where all groups have the same blocks
     } else {
-      for (std::uint32_t i = 0; i < tokens; ++i)
-        for (std::uint32_t l = 0; l < options_.layers; ++l) {
-          m.cells.push_back(cell(e.group, e.from_slot, e.from_offset + i, l));
-          if (m.cells.back() == kPoison) wrong("copied", e.from_offset + i, e.from_slot, 0, kPoison);
-        }
+      for_each_moved(e, e.from_slot, e.from_offset, tokens, [&](std::uint64_t& c, std::uint32_t offset) {
+        m.cells.push_back(c);
+        // Of a group that lags, what is copied may be computed later, and is then computed again.
+        if (c == kPoison && groups_[e.group].facts.lag_tokens == 0)
+          wrong("copied", e.group, offset, e.from_slot, 0, kPoison);
+      });
     }
     if (fails) {
       m.failure = static_cast<std::uint32_t>(told_.size());
       told_.push_back(kUntold);
-      const std::size_t written = m.cells.size() / 2 * (random_() % 2);
-      m.cells.resize(written);
-      m.cells.resize(std::size_t{tokens} * options_.layers, kVoid + m.failure);
+      m.cells.resize(m.cells.size() / 2 * (random_() % 2));
     }
-    for (std::uint32_t i = 0; i < tokens; ++i)
-      for (std::uint32_t l = 0; l < options_.layers; ++l) cell(e.group, e.slot, first + i, l) = kPoison;
+    std::size_t all = 0;
+    for_each_moved(e, e.slot, first, tokens, [&](std::uint64_t& c, std::uint32_t) { c = kPoison, ++all; });
+    m.cells.resize(all, kVoid + m.failure);
     m.started = true;
   }
   void finish(std::size_t at) {
     const Move& m = moves_[at];
     const StepEntry& e = m.entry;
     const bool copy = e.kind == StepKind::kCopy, ok = m.failure == 0;
-    const std::uint32_t first = copy ? e.offset : 0;
-    for (std::size_t i = 0; i < m.cells.size(); ++i)
-      cell(e.group, e.slot, first + static_cast<std::uint32_t>(i) / options_.layers,
-           static_cast<std::uint32_t>(i) % options_.layers) = m.cells[i];
+    std::size_t i = 0;
+    for_each_moved(e, e.slot, copy ? e.offset : 0, copy ? e.tokens : options_.block_tokens,
+                   [&](std::uint64_t& c, std::uint32_t) { c = m.cells[i++]; });
     ++(copy ? ok ? copies_done : copies_failed : ok ? loads_done : loads_failed);
     results_.push_back({{e, ok ? Status() : Status(StatusCode::kUnavailable, "told to fail")}, m.failure});
     moves_.erase(moves_.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+  /// The cells of tokens from `offset` on of a slot: the entry's group's, and what lies beside it.
+  template <class Fn>
+  void for_each_moved(const StepEntry& e, SlotId slot, std::uint32_t offset, std::uint32_t tokens, Fn&& fn) {
+    for (GroupId g = 0; g < groups_.size(); ++g)
+      for (std::uint32_t i = 0; groups_[g].base == e.group && i < tokens; ++i)
+        for (std::uint32_t l = 0; l < options_.layers; ++l) fn(cell(g, slot, offset + i, l), offset + i);
   }
   void carry_out(std::size_t at) {
     for (std::size_t i = 0; i < at;)
@@ -321,10 +367,7 @@ class OracleEngine {
     for (const OracleWork& w : l.step.work) {
       if (!reached(w.not_before)) mistake("a step writes before its point");
       // To the end of the last block: whatever was there belongs to nobody any more.
-      const std::uint32_t until =
-          (w.end + options_.block_tokens - 1) / options_.block_tokens * options_.block_tokens;
-      for_each_cell(w, w.begin, until,
-                    [](std::uint64_t& c, std::uint64_t, std::uint32_t, SlotId) { c = kPoison; });
+      for_each_written(w, true, [](std::uint64_t& c, std::uint64_t) { c = kPoison; });
     }
     running_ = true;
   }
@@ -333,19 +376,19 @@ class OracleEngine {
     std::vector<std::uint32_t> rests_on(l.step.work.size(), 0);
     for (std::size_t i = 0; i < l.step.work.size(); ++i) {
       const OracleWork& w = l.step.work[i];
-      for_each_cell(w, 0, w.begin,
-                    [&](const std::uint64_t& c, std::uint64_t expected, std::uint32_t p, SlotId s) {
-                      if (c == expected) return;
-                      const std::uint64_t failure = c - kVoid;
-                      if (failure > 0 && failure < told_.size() && l.number <= told_[failure])
-                        rests_on[i] = static_cast<std::uint32_t>(failure);
-                      else
-                        wrong("read", p, s, expected, c);
-                    });
+      for_each_read(
+          w, [&](const std::uint64_t& c, std::uint64_t expected, std::uint32_t p, SlotId s, GroupId g) {
+            if (c == expected) return;
+            const std::uint64_t failure = c - kVoid;
+            if (failure > 0 && failure < told_.size() && l.number <= told_[failure])
+              rests_on[i] = static_cast<std::uint32_t>(failure);
+            else
+              wrong("read", g, p, s, expected, c);
+          });
     }
     for (std::size_t i = 0; i < l.step.work.size(); ++i) {
       const OracleWork& w = l.step.work[i];
-      for_each_cell(w, w.begin, w.end, [&](std::uint64_t& c, std::uint64_t state, std::uint32_t, SlotId) {
+      for_each_written(w, false, [&](std::uint64_t& c, std::uint64_t state) {
         c = rests_on[i] == 0 ? state : kVoid + rests_on[i];
       });
     }
@@ -354,27 +397,60 @@ class OracleEngine {
     queue_.pop_front();
     running_ = false;
   }
+  [[nodiscard]] static std::pair<std::uint32_t, std::uint32_t> computed(const OracleWork& w, GroupId g) {
+    return w.of_group.empty() ? std::pair{w.begin, w.end} : w.of_group[g];
+  }
   template <class Fn>
-  void for_each_cell(const OracleWork& w, std::uint32_t begin, std::uint32_t end, Fn&& fn) {
-    for (GroupId g = 0; g < options_.groups; ++g)
-      for (std::uint32_t p = begin; p < end; ++p) {
-        const std::size_t block = p / options_.block_tokens;
-        const auto slot = block < w.tables[g].size() ? static_cast<SlotId>(w.tables[g][block]) : kNoSlot;
-        if (slot >= options_.slots) return mistake("no slot for position " + std::to_string(p));
-        for (std::uint32_t l = 0; l < options_.layers; ++l)
-          fn(cell(g, slot, p % options_.block_tokens, l), p < w.end ? layered(w.states[p], g, l) : 0, p,
-             slot);
+  void for_each_read(const OracleWork& w, Fn&& fn) {
+    for (GroupId g = 0; g < groups_.size(); ++g) {
+      const KvGroup& facts = groups_[g].facts;
+      const std::uint32_t end = computed(w, g).first, window = facts.window_tokens;
+      if (facts.kind == GroupKind::kStateCheckpoint) {
+        if (end > 0)
+          for_each_layer(w, g, 0, 0, end - 1, fn);
+        else if (w.tables[g].empty() || there(g, static_cast<SlotId>(w.tables[g][0])))
+          mistake("a state before the first token");
+        continue;
       }
+      for (std::uint32_t p = window != 0 && end > window ? end - window : 0; p < end; ++p)
+        for_each_layer(w, g, p / groups_[g].block_tokens, p % groups_[g].block_tokens, p, fn);
+    }
+  }
+  template <class Fn>
+  void for_each_written(const OracleWork& w, bool whole_blocks, Fn&& fn) {
+    const auto write = [&](std::uint64_t& c, std::uint64_t state, std::uint32_t, SlotId, GroupId) {
+      fn(c, state);
+    };
+    for (GroupId g = 0; g < groups_.size(); ++g) {
+      const std::uint32_t block = groups_[g].block_tokens;
+      const auto [begin, end] = computed(w, g);
+      if (groups_[g].facts.kind == GroupKind::kStateCheckpoint) {
+        for_each_layer(w, g, 1, 0, w.end - 1, write);
+        continue;
+      }
+      const std::uint32_t until = whole_blocks && begin < end ? (end + block - 1) / block * block : end;
+      for (std::uint32_t p = begin; p < until; ++p) for_each_layer(w, g, p / block, p % block, p, write);
+    }
+  }
+  template <class Fn>
+  void for_each_layer(const OracleWork& w, GroupId g, std::size_t entry, std::uint32_t offset,
+                      std::uint32_t p, Fn&& fn) {
+    const auto slot = entry < w.tables[g].size() ? static_cast<SlotId>(w.tables[g][entry]) : kNoSlot;
+    if (!there(g, slot))
+      return mistake("no slot of group " + std::to_string(g) + " for position " + std::to_string(p));
+    for (std::uint32_t l = 0; l < options_.layers; ++l)
+      fn(cell(g, slot, offset, l), p < w.states.size() ? layered(w.states[p], g, l) : 0, p, slot, g);
   }
 
-  void wrong(const char* what, std::uint32_t position, SlotId slot, std::uint64_t expected,
+  void wrong(const char* what, GroupId group, std::uint32_t position, SlotId slot, std::uint64_t expected,
              std::uint64_t saw) {
     const char* kind = saw == kPoison               ? "poison"
                        : saw - kVoid < told_.size() ? "a failed load's or copy's"
                                                     : "other";
-    note(wrong_reads, "step " + std::to_string(done_.value + 1) + ": " + what + " position " +
-                          std::to_string(position) + " in slot " + std::to_string(slot) + ": " + kind + " (" +
-                          std::to_string(saw) + ") instead of " + std::to_string(expected));
+    note(wrong_reads, "step " + std::to_string(done_.value + 1) + ": " + what + " in group " +
+                          std::to_string(group) + " position " + std::to_string(position) + " in slot " +
+                          std::to_string(slot) + ": " + kind + " (" + std::to_string(saw) + ") instead of " +
+                          std::to_string(expected));
   }
   void mistake(const std::string& text) { note(mistakes, text); }
   void note(std::uint64_t& count, const std::string& text) {
@@ -384,8 +460,9 @@ class OracleEngine {
 
   OracleOptions options_;
   std::mt19937_64 random_;
-  std::vector<std::uint64_t> cells_;
-  std::vector<Move> moves_;  // that are not over, in the order of their hand-out
+  std::vector<Group> groups_;
+  std::uint32_t stride_ = 1;  // positions that a slot has room for, whatever group has it
+  std::vector<Move> moves_;   // that are not over, in the order of their hand-out
   std::deque<Launched> queue_;
   bool running_ = false;  // the front of the queue
   Point done_{};
