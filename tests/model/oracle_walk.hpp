@@ -921,7 +921,7 @@ class OracleWalk {
   bool offer(Request& r) {
     const std::uint32_t solid = solid_blocks(r);
     if (several_ || solid == 0 || engine_->done().value <= copied_in_) return false;
-    for (std::uint32_t b = below(solid); b < solid; ++b) {
+    for (std::uint32_t b = 0; b < solid; ++b) {
       const std::vector<std::int32_t> slots(groups_.size(), r.lease.table(0)[b]);
       engine_->offer(r.text.keys[b], slots, std::span(r.states.states()).subspan(b * bt(), bt()));
     }
