@@ -4,7 +4,8 @@
 // The one include for a host: kvstem keeps the state of prompts that were computed before, and finds it again.
 //
 //   You have                                    start with
-//   a paged pool of KV blocks of your own       cache/cache.hpp       (Cache, Lease)
+//   a paged pool of KV blocks of your own       host/paged_host.hpp   (PagedHost)
+//   and a scheduler of your own as well         cache/cache.hpp       (Cache, Lease)
 //   an engine that only moves its own state     host/opaque_host.hpp  (OpaqueHost)
 //   many workers and no KV (a router)           index/prefix_index.hpp
 //
@@ -25,6 +26,7 @@
 #include "kvstem/cache/replay.hpp"
 #include "kvstem/cache/step_codec.hpp"
 #include "kvstem/host/opaque_host.hpp"
+#include "kvstem/host/paged_host.hpp"
 #include "kvstem/index/prefix_index.hpp"
 #include "kvstem/model/block_key.hpp"
 #include "kvstem/model/kv_group.hpp"

@@ -8,6 +8,7 @@
 // What this file brings along lies in kvstem::instantiated, so that its symbols count as ours. (In an unnamed namespace
 // it would leave its templates out of the object, for nothing calls them.)
 #include <kvstem/host/opaque_host.hpp>
+#include <kvstem/host/paged_host.hpp>
 #include <kvstem/kvstem.hpp>
 #include <kvstem/tier/host_tier.hpp>
 
@@ -168,6 +169,8 @@ template class Hinted<Adaptive>;
 template class Hinted<Arc>;
 template class OpaqueHost<Engine>;
 template class OpaqueHost<Engine, Hinted<Adaptive>>;
+template class BasicPagedHost<Lru>;
+template class BasicPagedHost<Hinted<Adaptive>>;
 
 }  // namespace kvstem::inline v0
 
