@@ -465,24 +465,10 @@ class OracleWalk {
   void settle() {
     take_changes();
     for (Request& r : requests_)
-      if (r.live && r.releasing && several_) leave_behind(r);
-    for (Request& r : requests_)
       if (r.live && r.releasing && r.pending.empty() && r.untaken.empty() && !flies(r)) gone(r);
     update_rows();
     for (Request& r : requests_)
       if (r.live && several_) publish_shares(r);
-  }
-
-  /// What the window of a released lease has left behind, and what nobody will find, is not waited for.
-  void leave_behind(Request& r) {
-    if (r.shared) return;
-    const auto behind = [&](GroupId g, std::uint32_t b) {
-      const std::uint32_t window = groups_[g].window_tokens;
-      return window != 0 && (b + 1) * bt(g) + window <= r.valid;
-    };
-    std::erase_if(r.untaken, [&](const auto& at) { return behind(at.first, at.second); });
-    for (Flying& f : flying_)
-      if (f.request == index(r) && f.use == r.use && behind(f.entry.group, f.entry.block)) f.orphan = true;
   }
 
   void take_changes() {
@@ -549,12 +535,11 @@ class OracleWalk {
           const auto table = r.lease.table(g);
           MUST(std::equal(table.begin(), table.end(), r.rows[0].begin(), r.rows[0].end()));
         }
-      // What a window has left behind is of no use to the lease any more.
-      for (Flying& f : flying_)
-        if (f.request == index(r) && f.use == r.use && !f.orphan && several_)
-          f.orphan = !(f.entry.block < r.rows[f.entry.group].size() &&
-                       r.rows[f.entry.group][f.entry.block] == static_cast<std::int32_t>(f.entry.slot));
-      std::erase_if(r.untaken, [&](const auto& at) { return several_ && null(r.rows[at.first][at.second]); });
+      // What is computed may rest on a copy that is under way, so no window passes it before it is told how that went.
+      for (const Flying& f : flying_)
+        if (f.request == index(r) && f.use == r.use && !f.orphan)
+          MUST(f.entry.block < r.rows[f.entry.group].size() &&
+               r.rows[f.entry.group][f.entry.block] == static_cast<std::int32_t>(f.entry.slot));
     }
   }
 
@@ -587,9 +572,6 @@ class OracleWalk {
     MUST(missed >= now * bt() && missed <= before * bt());
     if (!several_) MUST(now == before);
     if (exact()) {
-      if (now != valid_blocks(r.text, before, true))
-        std::printf("DBG now %u before %u want %u missed %u bt %u reuse %d ", now, before,
-                    valid_blocks(r.text, before, true), missed, bt(), how.reuse);
       MUST(now == valid_blocks(r.text, before, true));
       MUST(missed == valid_blocks(r.text, before, false) * bt());
       tally_.exact_matches[config_.kind] += now > 0;
@@ -1055,8 +1037,6 @@ class OracleWalk {
     const bool waits = !r.pending.empty() || flying || !r.untaken.empty();
     // What nobody waits for is not launched: who shared the slots may write into them now.
     const bool idle = r.ahead || r.draft.positions != 0;
-    // Whether what a window leaves behind is still waited for cannot be seen from outside, once it may not be found.
-    abort = abort || (several_ && r.cut && (flying || !r.untaken.empty()));
     if ((abort || idle) && !r.kept_work) drop_work({index(r), r.use});
     if (abort) {
       tally_.aborted_under_loads += flying;

@@ -289,6 +289,46 @@ TEST_CASE("a reserve that is refused changes nothing in any pool") {
   CHECK(host.reserve(lease, 12).ok());
 }
 
+TEST_CASE("a lease whose reserve was refused goes on with what it was told of, and publishes") {
+  const bool with_full = GENERATE(false, true), tight = GENERATE(false, true);
+  Grouped host(with_full ? Groups{kFull, state(2)} : Groups{state(2)}, tight ? 5 : 32);
+  Lease old = host.begin(tokens(12));
+  host.go(old, 12);
+  host.end(old);
+  Lease holder = host.begin(tokens(1, 1000));
+  host.go(holder, 1);
+  host.append(holder, 1, 9);
+  REQUIRE(host.reserve(holder, 1).ok());  // both slots for states
+  Lease lease = host.begin(tokens(12));
+  CHECK(lease.matched_tokens() == 0);
+  CHECK(lease.missed_tokens() == 8);  // the blocks are there, without a state
+  REQUIRE(lease.refresh().must_compute);
+  // To give up those blocks would make room in their own pool, but not where it is wanted.
+  CHECK(lease.quote(8).verdict == Verdict::kLater);
+  CHECK(host.reserve(lease, 8).code() == StatusCode::kExhausted);
+  REQUIRE(holder.abort().ok());
+  host.end_step();
+  host.go(lease, 8);
+  host.go(lease, 12);
+  host.end(lease);
+  CHECK(host.begin(tokens(12)).matched_tokens() == 8);
+}
+
+TEST_CASE("what a lease cannot use makes room for it in every pool, and its quote says so") {
+  Grouped host({kFull, {.bytes_per_token = 1, .slots = 3}, state(4)});
+  Lease old = host.begin(tokens(12));
+  host.go(old, 12);
+  host.end(old);
+  Lease lease = host.begin(tokens(12));
+  CHECK(lease.matched_tokens() == 0);
+  CHECK(lease.missed_tokens() == 8);
+  const ReserveQuote q = lease.quote(12);
+  CHECK(q.verdict == Verdict::kEvicts);
+  CHECK(q.evicted == 3);
+  CHECK(host.reserve(lease, 12).ok());
+  CHECK(host.cache->stats().evicted_blocks == 3);
+}
+
 TEST_CASE("what a lease let go of in the open step counts for no quote") {
   SECTION("a state that was read and is published") {
     Grouped host({kFull, state(3)});

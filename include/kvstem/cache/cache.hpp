@@ -1440,11 +1440,11 @@ class BasicCache {
   /// Marks the path to the run; the ready blocks of it that were not marked before.
   std::uint32_t mark_path(RunId run) noexcept;
   /// Blocks that are there but of no use to the lease (its match ends before the last token, and on the grid; or it has
-  /// computed them as well) may be the very room that it needs. If they are enough it lets go of them, and then keeps to
-  /// itself what it computes.
-  [[nodiscard]] bool give_up_unusable(std::uint32_t lease, std::uint32_t slots) noexcept;
-  /// How many slots that would free at least.
-  [[nodiscard]] std::uint32_t unusable_slots(std::uint32_t lease) const noexcept;
+  /// computed them as well) may be the very room that it needs. It lets go of them, and then keeps to itself what it
+  /// computes: so only if they are enough. False, and nothing happens, if no run is left.
+  [[nodiscard]] bool give_up_unusable(std::uint32_t lease) noexcept;
+  /// How many slots of the pool that would free at least.
+  [[nodiscard]] std::uint32_t unusable_slots(std::uint32_t lease, const SlotBooks& books) const noexcept;
   /// The first block of its path that the lease has no use for.
   [[nodiscard]] std::uint32_t first_unused(std::uint32_t lease) const noexcept;
   /// The slots that n tokens more need in the other groups. False, and nothing taken, if they are not to be had.

@@ -263,6 +263,15 @@ class GroupSet {
     }
     return slots;
   }
+  /// How many slots of the pool the block would free now that leave only with it.
+  [[nodiscard]] std::uint32_t bound(const SlotBooks& books, BlockPos at) const noexcept {
+    std::uint32_t slots = 0;
+    for (std::uint32_t i = 0; i < count_; ++i) {
+      const Group& g = groups_[i];
+      slots += g.books == &books && !sparse(g) && g.share[at] != 0 && !books.busy(g.share[at] - 1);
+    }
+    return slots;
+  }
   /// Whether the pool has slots that leave only with their blocks.
   [[nodiscard]] bool has_dense(const SlotBooks& books) const noexcept {
     for (std::uint32_t i = 0; i < count_; ++i)

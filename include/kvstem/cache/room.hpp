@@ -95,8 +95,7 @@ ReserveQuote BasicCache<Policy>::quote(std::uint32_t lease, std::uint32_t n) noe
     if (slots > books.capacity()) {
       verdict = ReserveQuote::Verdict::kNever;
     } else if (slots > free) {
-      const std::uint32_t more = &books == &slots_ ? unusable_slots(lease) : 0;
-      const bool now = slots <= obtainable_slots(books) + more;
+      const bool now = slots <= obtainable_slots(books) + unusable_slots(lease, books);
       verdict = now ? ReserveQuote::Verdict::kEvicts : ReserveQuote::Verdict::kLater;
       a.evicted += slots - free;
     }
@@ -127,28 +126,35 @@ Status BasicCache<Policy>::reserve_slots(std::uint32_t lease, std::uint32_t n, s
   // A refusal takes nothing from anybody, so what there is to be had is counted before anything goes.
   const std::uint32_t copies = copy ? 1 : 0, wanted = need - have + copies;
   if (groups_.any()) {
+    // Where a window or a state is missing, much may be there that cannot be used: is it enough, in every pool?
+    bool enough = true;
     const auto room = [&] {
       Status status;
       for_each_want(lease, n, wanted, [&](SlotBooks& books, std::uint32_t slots) {
         if (slots > books.capacity()) status = {StatusCode::kOutOfRange, "more than all slots of a group"};
-        if (status.ok() && slots > books.pool().free_slots() && slots > obtainable_slots(books))
-          status = kInUse;
+        if (!enough || slots <= books.pool().free_slots()) return;
+        const std::uint32_t obtainable = obtainable_slots(books);
+        if (slots <= obtainable) return;
+        if (status.ok()) status = kInUse;
+        enough = slots <= obtainable + unusable_slots(lease, books);
       });
       return status;
     };
     Status status = room();
-    // Where a window or a state is missing, much may be there that cannot be used.
-    while (status.code() == StatusCode::kExhausted && !keep_found && give_up_unusable(lease, 1))
+    if (status.code() == StatusCode::kExhausted && !keep_found && enough && give_up_unusable(lease))
       status = room();
     if (!status.ok()) return status;
   } else if ((wanted > 1 || slots_.some_busy()) && wanted > pool().free_slots()) {
     const std::uint32_t obtainable = obtainable_slots(slots_);
-    if (wanted > obtainable && (keep_found || !give_up_unusable(lease, wanted - obtainable))) return kInUse;
+    if (wanted > obtainable && (keep_found || unusable_slots(lease, slots_) < wanted - obtainable ||
+                                !give_up_unusable(lease)))
+      return kInUse;
   }
   SlotId copied = kNoSlot;
   for (std::uint32_t i = 0; i < wanted; ++i) {
     SlotId slot = allocate_slot(wanted - i);
-    if (slot == kNoSlot && !keep_found && !groups_.any() && give_up_unusable(lease, wanted - i))
+    if (slot == kNoSlot && !keep_found && !groups_.any() && unusable_slots(lease, slots_) >= wanted - i &&
+        give_up_unusable(lease))
       slot = allocate_slot(wanted - i);
     if (slot == kNoSlot) {
       give_back(lease, have, i > copies ? have + i - copies : have, copied);
@@ -247,7 +253,7 @@ std::uint32_t BasicCache<Policy>::first_unused(std::uint32_t lease) const noexce
 }
 
 template <EvictionPolicy Policy>
-std::uint32_t BasicCache<Policy>::unusable_slots(std::uint32_t lease) const noexcept {
+std::uint32_t BasicCache<Policy>::unusable_slots(std::uint32_t lease, const SlotBooks& books) const noexcept {
   const LeaseRecord& r = leases_[lease];
   const std::uint32_t from = first_unused(lease);
   std::uint32_t slots = 0, references = 1, children = 0;  // of the last run; then of those before it
@@ -257,17 +263,19 @@ std::uint32_t BasicCache<Policy>::unusable_slots(std::uint32_t lease) const noex
     if (info.children != children || info.references != references || released_[run] == step_) break;
     std::uint32_t b = info.depth;
     index_->for_each_range(run, 0, info.ready, [&](BlockPos first, std::uint32_t n) {
-      for (BlockPos pos = first; pos < first + n; ++pos, ++b)
-        slots += b >= from && !slots_.busy(slot_at(pos));
+      for (BlockPos pos = first; pos < first + n; ++pos, ++b) {
+        if (b < from) continue;
+        slots += &books == &slots_ && !slots_.busy(slot_at(pos));
+        slots += groups_.bound(books, pos);
+      }
     });
   }
   return slots;
 }
 
 template <EvictionPolicy Policy>
-bool BasicCache<Policy>::give_up_unusable(std::uint32_t lease, std::uint32_t slots) noexcept {
+bool BasicCache<Policy>::give_up_unusable(std::uint32_t lease) noexcept {
   LeaseRecord& r = leases_[lease];
-  if (unusable_slots(lease) < slots) return false;
   // As far as nobody else is on the path.
   std::uint32_t from = r.place.blocks, references = 1, children = 0;
   RunId run = index_->locate(r.place);
