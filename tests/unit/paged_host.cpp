@@ -178,7 +178,7 @@ struct Engine {
     const auto id =
         host->fork(line.id, std::span(sample.text).subspan(sample.prompt, 1), sample.limit - sample.prompt);
     if (!id.ok()) {
-      REQUIRE(id.status().code() != StatusCode::kInvalidArgument);
+      REQUIRE(id.status().code() == StatusCode::kExhausted);  // max_sequences
       return;
     }
     sample.id = *id;

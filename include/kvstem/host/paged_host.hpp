@@ -196,12 +196,14 @@ class BasicPagedHost {
                                            std::uint32_t max_new_tokens) {
     Sequence* const from = find(of);
     if (from == nullptr) return stale();
-    if (!from->running || from->lease.committed_tokens() < from->prompt)
+    if (from->running ? from->lease.committed_tokens() < from->prompt : from->due == 0)
       return Status(StatusCode::kWrongState,
                     "fork when the step that computes the end of the prompt is scheduled");
     if (tokens.empty())
       return Status(StatusCode::kInvalidArgument, "a fork needs at least one token of its own");
-    const std::uint32_t shared = from->lease.committed_tokens();
+    // One that was preempted meanwhile had committed what was known.
+    const std::uint32_t shared = from->running ? from->lease.committed_tokens()
+                                               : static_cast<std::uint32_t>(from->tokens.size());
     const std::uint64_t limit =
         std::uint64_t{shared} + std::max<std::uint64_t>(max_new_tokens, tokens.size());
     if (const Status status = check_length(shared, limit); !status.ok()) return status;
@@ -217,6 +219,10 @@ class BasicPagedHost {
     s->prompt = from->prompt;
     s->limit = static_cast<std::uint32_t>(limit);
     s->may_be_ahead = from->may_be_ahead;
+    if (!from->running) {
+      insert(waiting_, *s);
+      return id(*s);
+    }
     auto lease = from->lease.fork();
     if (lease.ok()) {
       if (const Status status = lease->append(tokens); !status.ok()) {
