@@ -25,7 +25,7 @@
 #include <thread>
 #include <vector>
 
-#include "report.hpp"
+#include "../support/report.hpp"
 #include "workload.hpp"
 
 namespace bench {

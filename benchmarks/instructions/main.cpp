@@ -14,27 +14,12 @@
 //
 // Without valgrind it does the same, counts nothing, and so checks only that each piece does what its name says.
 #include <gnu/libc-version.h>
-#include <valgrind/callgrind.h>
 
+#include "count.hpp"
 #include "workload.hpp"
 
 namespace bench {
 namespace {
-
-template <class Work>
-void count(const std::string& name, std::uint32_t times, std::uint32_t runs, Work&& work) {
-  CALLGRIND_START_INSTRUMENTATION;  // empties the simulated caches
-  CALLGRIND_ZERO_STATS;
-  const bool right = work();
-  CALLGRIND_DUMP_STATS_AT(name.c_str());
-  CALLGRIND_STOP_INSTRUMENTATION;
-  if (!right) fail(name + " did something else");
-  std::printf("piece %s %u %u\n", name.c_str(), times, runs);
-}
-template <class Work>
-void count(const std::string& name, std::uint32_t times, Work&& work) {
-  count(name, times, 0, work);
-}
 
 // ---- the index -----------------------------------------------------------------------------------------------------
 
@@ -287,6 +272,12 @@ void count_policy(const std::string& name) {
   });
 }
 
+}  // namespace
+
+void count_paged_host(bool window);  // paged_host.cpp
+
+namespace {
+
 int run() {
   std::printf("toolchain g++ %s, glibc %s, xxHash %d.%d.%d\n", __VERSION__, gnu_get_libc_version(),
               XXH_VERSION_MAJOR, XXH_VERSION_MINOR, XXH_VERSION_RELEASE);
@@ -307,6 +298,8 @@ int run() {
     count_fork(before);
   }
   count_decoding();
+  count_paged_host(false);
+  count_paged_host(true);
   count_eviction();
   count_policy<Lru>("lru");
   count_policy<Lru2>("lru2");

@@ -215,6 +215,71 @@ class FlatEngine {
 
 }  // namespace
 
+TEST_CASE("branches, loads and groups allocate nothing after creation") {
+  const KvGroup groups[] = {
+      {.bytes_per_token = 1},
+      {.kind = GroupKind::kSlidingWindow, .window_tokens = 6, .bytes_per_token = 1, .slots = 64},
+      {.kind = GroupKind::kStateCheckpoint, .bytes_per_token = 4, .slots = 24}};
+  for (const std::size_t kinds : {0, 2, 3}) {
+    CacheOptions o = small(64);
+    o.groups = std::span(groups).first(kinds);
+    Host<> host(o);
+    StepEntry entries[16];
+    std::vector<Tokens> prompts;
+    for (TokenId i = 0; i < 12; ++i)
+      prompts.push_back(tokens(9 + static_cast<std::uint32_t>(i), 40 * (i % 3)));
+    const TokenId more[] = {1, 2, 3, 4, 5, 6};
+    const std::uint32_t accepted[] = {0, 2};
+    std::uint64_t copies = 0, loads = 0, steps = 0;
+    const char* wrong = "";
+    const auto check = [&](const Status& status) {
+      if (!status.ok() && *wrong == 0) wrong = status.message();
+    };
+    const std::uint64_t before = news;
+    for (int round = 0; round < 20; ++round)
+      for (const Tokens& prompt : prompts) {
+        const auto n = static_cast<std::uint32_t>(prompt.size());
+        const auto step = [&] {
+          for (const StepEntry& e : host.cache->take_step(entries)) {
+            copies += e.kind == StepKind::kCopy;
+            loads += e.kind == StepKind::kLoad;
+            check(host.cache->complete({e, Status()}));
+          }
+          const Point point{1, ++steps};
+          check(host.cache->end_step(point));
+          check(host.cache->reach(point));
+        };
+        auto lease = host.cache->acquire({.scope = host.scope, .tokens = prompt});
+        REQUIRE(lease.ok());
+        (void)lease->refresh();
+        if (kinds == 0 && round % 2 == 0 && lease->matched_tokens() == 0) check(lease->onboard(4));
+        step();
+        check(lease->reserve(n - lease->reserved_tokens()));
+        check(lease->commit(n - lease->committed_tokens(), {1, steps + 1}));
+        step();
+        auto child = lease->fork();
+        REQUIRE(child.ok());
+        for (Lease* l : {&*lease, &*child}) {
+          check(l->append(std::span(more).first(2)));
+          check(l->reserve(kinds == 3 ? 2 : 4));
+          step();
+          check(kinds == 3 ? l->commit(2) : l->commit_accepted(accepted));
+          step();
+        }
+        if (kinds == 0) check(child->truncate(n));
+        check(child->release());
+        check(lease->release());
+        step();
+      }
+    const std::uint64_t after = news;
+    CHECK(std::string(wrong).empty());
+    CHECK(after == before);
+    CHECK(copies > 0);
+    CHECK((loads > 0) == (kinds == 0));
+    CHECK(host.cache->audit().balanced());
+  }
+}
+
 TEST_CASE("a paged host allocates nothing in a step once steps have reached their size") {
   Counting counting;
   const KvGroup groups[] = {

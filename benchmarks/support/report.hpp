@@ -25,12 +25,20 @@ class Report {
     checks_.push_back({std::move(name), value, unit, ">=", bar, measured, value.middle >= bar});
   }
 
+  /// A figure that is held to nothing.
+  void figure(std::string name, Spread value, const char* unit) {
+    figures_.push_back({std::move(name), value, unit, "", 0, false, true});
+  }
+
   void print() const {
     std::printf("\n%-50s %8s %17s  %-12s %-8s\n", "check", "value", "quartiles", "unit", "bar");
     for (const Check& c : checks_)
       std::printf("%-50s %8.3f %8.3f-%8.3f  %-12s %s %-5g %s\n", c.name.c_str(), c.value.middle, c.value.low,
                   c.value.high, c.unit, c.sense, c.bar,
                   !c.measured ? "not measured" : (c.met ? "met" : "NOT MET"));
+    for (const Check& c : figures_)
+      std::printf("%-50s %8.3f %8.3f-%8.3f  %s\n", c.name.c_str(), c.value.middle, c.value.low, c.value.high,
+                  c.unit);
   }
 
   [[nodiscard]] bool write(const char* path) const {
@@ -49,7 +57,11 @@ class Report {
                    !c.measured ? "null" : (c.met ? "true" : "false"), c.value.low, c.value.high,
                    i + 1 < checks_.size() ? "," : "");
     }
-    std::fputs("]}\n", file);
+    std::fputs("]", file);
+    for (const Check& c : figures_)
+      std::fprintf(file, ",\n \"%s\": {\"value\": %.4f, \"unit\": \"%s\", \"quartiles\": [%.4f, %.4f]}",
+                   c.name.c_str(), c.value.middle, c.unit, c.value.low, c.value.high);
+    std::fputs("}\n", file);
     return std::fclose(file) == 0;
   }
 
@@ -62,7 +74,7 @@ class Report {
     double bar;
     bool measured, met;
   };
-  std::vector<Check> checks_;
+  std::vector<Check> checks_, figures_;
 };
 
 }  // namespace bench
