@@ -2,8 +2,10 @@
 # SPDX-FileCopyrightText: 2026 The kvstem authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# scripts/demo.sh [--quick] [--json FILE] [--model FILE] [OPTION...]: a real model answers agents, with kvstem and without.
+# scripts/demo.sh [--paged] [--quick] [--json FILE] [--model FILE] [OPTION...]: a real model answers agents, with kvstem and
+# without.
 #
+#   --paged        our own engine with a paged KV pool answers, instead of llama.cpp
 #   --quick        smaller workloads: under 90 seconds once all is built, instead of six minutes
 #   --json FILE    writes what is shown to FILE as well
 #   --model FILE   another GGUF file whose layers all have full attention, instead of SmolLM2-135M
@@ -15,10 +17,11 @@
 # are shown beside their bar.
 set -euo pipefail
 
-arguments=() model=""
+arguments=() model="" program=llama/demo/kvstem_demo
 while [ $# -gt 0 ]; do
   case "$1" in
-    -h | --help) sed -n '5,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '5,17s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --paged) program=paged_engine/demo/kvstem_paged_demo ;;
     --json) arguments+=(--json "$(realpath -m -- "${2:?--json needs a file}")"); shift ;;
     --model) model="$(realpath -m -- "${2:?--model needs a file}")"; shift ;;
     *) arguments+=("$1") ;;
@@ -43,6 +46,6 @@ llama_build
 step "building the demo"
 log=build/configure-demo.log
 cmake --preset demo -DKVSTEM_LLAMA_DIR="$llama_install" >"$log" 2>&1 || { cat "$log"; exit 1; }
-NINJA_STATUS='[%f/%t %es] ' cmake --build build/demo --target kvstem_demo -j "$jobs"
+NINJA_STATUS='[%f/%t %es] ' cmake --build build/demo --target "$(basename "$program")" -j "$jobs"
 step "running"
-exec build/demo/examples/llama/demo/kvstem_demo --model "${model:-$llama_model}" "${arguments[@]}"
+exec "build/demo/examples/$program" --model "${model:-$llama_model}" "${arguments[@]}"

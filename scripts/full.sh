@@ -43,9 +43,12 @@ measure() {
 }
 demo=build/release/examples/llama/demo/kvstem_demo
 measure index build/release/benchmarks/kvstem_bench_index_match
+measure decode build/release/benchmarks/kvstem_bench_decode_step
 measure instructions scripts/callgrind.sh
 measure replay python3 scripts/lib/replay_figures.py build/release/kvstem
 measure agents "$demo" --model "$llama_model" --workload agents
+measure paged build/release/examples/paged_engine/demo/kvstem_paged_demo --model "$llama_model"
+measure peers tests/reference/peers/run.sh
 for form in Q4_1 BF16; do
   model="$llama_model"
   if [ "$form" = BF16 ]; then model="$bf16"; fi

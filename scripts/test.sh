@@ -116,7 +116,7 @@ else
     # shellcheck source=scripts/lib/llama.sh
     . scripts/lib/llama.sh
     check "llama.cpp and its models" eval 'llama_fetch && llama_build && llama_tiny_models'
-    if build release -DKVSTEM_BUILD_LLAMA=ON -DKVSTEM_LLAMA_DIR="$llama_install" -- examples/llama/all; then
+    if build release -DKVSTEM_BUILD_LLAMA=ON -DKVSTEM_LLAMA_DIR="$llama_install" -- examples/llama/all examples/paged_engine/all; then
       run_tests release -L llama
     fi
   fi

