@@ -31,8 +31,9 @@ class Lease:
     """Tokens: `committed`, `reserved`, and `valid`, whose commits are reached. Blocks: `matched`, and `settled`, which
     are in the tree."""
 
-    def __init__(self, index, scope, tokens):
+    def __init__(self, index, scope, tokens, reuse=True):
         self.index, self.scope, self.tokens, self.prompt = index, scope, list(tokens), len(tokens)
+        self.reuse = reuse  # else nobody shares a block with it, but its own branches
         self.matched = self.settled = self.committed = self.reserved = self.valid = 0
         self.waiting = []  # commits that wait for their points: (tokens, point)
         self.table, self.own = [], set()  # slots; of which blocks the lease itself is a holder
@@ -104,7 +105,7 @@ class BranchingCache:
 
     def path(self, lease, begin=0):
         """Its whole blocks, present or pending, from one on."""
-        return [self.name(lease, b) for b in range(begin, len(lease.tokens) // self.block_tokens)]
+        return [self.name(lease, b) for b in range(begin, len(lease.tokens) // self.block_tokens) if lease.reuse]
 
     def before(self, name):
         return name[: -self.block_tokens]  # of a first block (scope,), which is no block
@@ -149,7 +150,7 @@ class BranchingCache:
 
     def disclaim(self, lease, begin=0):
         """Others may take over what it was to compute; one that has it computed as well has done so."""
-        heirs = [other for other in self.leases if other and other is not lease]
+        heirs = [other for other in self.leases if other and other is not lease and other.reuse]
         for b, name in enumerate(self.path(lease)):
             if b >= begin and self.blocks[name].owner is lease:
                 self.blocks[name].owner = next(
@@ -225,11 +226,11 @@ class BranchingCache:
         self.stats["refused"] += 1
         return status
 
-    def acquire(self, scope, tokens):
+    def acquire(self, scope, tokens, reuse=True):
         if None not in self.leases:
             return self.refuse("exhausted"), None
         index = self.leases.index(None)
-        lease = self.leases[index] = Lease(index, scope, tokens)
+        lease = self.leases[index] = Lease(index, scope, tokens, reuse)
         self.use(name for name in self.path(lease) if name in self.blocks)
         self.add_pending(lease)
         self.take_match(lease)
@@ -269,14 +270,21 @@ class BranchingCache:
         return self.pool.holders[slot] - sum((e.slot == slot) + (e.source is not None and e.source[0] == slot)
                                              for e in self.open)
 
+    def to_copy(self, lease):
+        """What another holds too, or is still read where it would be written, is copied first."""
+        frontier, filled = divmod(lease.reserved, self.block_tokens)
+        return filled > 0 and (self.users(lease.table[frontier]) > 1
+                               or self.read_to.get(lease.table[frontier], 0) > filled)
+
+    def quote(self, lease, n):
+        """The slots that n tokens more take."""
+        return self.blocks_for(lease.reserved + n) - len(lease.table) + (n > 0 and self.to_copy(lease))
+
     def reserve(self, lease, n, given, keep_found=False):
         have, need = len(lease.table), self.blocks_for(lease.reserved + n)
         if lease.reserved + n > self.most_tokens or need > self.slots:
             return self.refuse("out_of_range")
-        frontier, filled = divmod(lease.reserved, self.block_tokens)
-        # What another holds too, or is still read where it would be written, is copied first.
-        copy = filled > 0 and (self.users(lease.table[frontier]) > 1
-                               or self.read_to.get(lease.table[frontier], 0) > filled)
+        frontier, copy = lease.reserved // self.block_tokens, self.to_copy(lease)
         if copy and self.written(lease, frontier):
             return self.refuse("exhausted")
         if copy and not self.room(need - have + 1) and self.room(need - have):
@@ -332,7 +340,7 @@ class BranchingCache:
         until = lease.settled
         while until < valid // self.block_tokens and not self.written(lease, until):
             until += 1
-        for b in range(lease.settled, until):
+        for b in range(lease.settled, until if lease.reuse else 0):
             block = self.blocks[self.name(lease, b)]
             if block.slot is None:
                 lease.own.remove(b)
@@ -424,7 +432,7 @@ class BranchingCache:
         if copy and (self.too_many_copies(len(self.sources(parent, parent.committed))) or not self.room(1)):
             return self.refuse("exhausted"), None
         slot = self.take_slots(1)[0] if copy else None
-        child = Lease(self.leases.index(None), parent.scope, parent.tokens[: parent.committed])
+        child = Lease(self.leases.index(None), parent.scope, parent.tokens[: parent.committed], parent.reuse)
         for field in ("matched", "settled", "valid", "committed", "not_before"):
             setattr(child, field, getattr(parent, field))
         child.reserved, child.started, child.forked = child.committed, True, True

@@ -18,6 +18,7 @@
 
 #include "engine.hpp"
 #include "kvstem/model/block_key.hpp"
+#include "reference/paged_lines.hpp"
 #include "support.hpp"
 
 namespace paged::test {
@@ -182,6 +183,39 @@ inline EngineOptions options(const std::string& file, std::uint32_t slots) {
           .sequences = 12,
           .max_tokens = 512};
 }
+
+/// Writes what the host is told and says to the file that KVSTEM_PAGED_LINES names, for the specification to judge; to
+/// nowhere if it is not set.
+class Lines final : public Recorder {
+ public:
+  Lines() : file_(std::fopen(path(), "w")), lines_(file_.get()) { REQUIRE(file_ != nullptr); }
+  void created(const kvstem::PagedHostOptions& options) override { lines_.created(options); }
+  void added(kvstem::PagedSequence s, const kvstem::PagedRequest& r) override { lines_.added(s, r); }
+  void forked(kvstem::PagedSequence of, kvstem::PagedSequence s, std::span<const TokenId> t,
+              std::uint32_t n) override {
+    lines_.forked(of, s, t, n);
+  }
+  void proposed(kvstem::PagedSequence s, std::span<const TokenId> drafts) override {
+    lines_.proposed(s, drafts);
+  }
+  void scheduled(kvstem::PagedHost& host, const kvstem::PagedStep& step) override {
+    lines_.scheduled(host, step);
+  }
+  void finished(kvstem::Point done) override { lines_.finished(done); }
+  void accepted(kvstem::PagedSequence s, std::span<const TokenId> t) override { lines_.accepted(s, t); }
+  void ended(kvstem::PagedSequence s) override { lines_.ended(s); }
+
+ private:
+  static const char* path() {
+    const char* const given = std::getenv("KVSTEM_PAGED_LINES");
+    return given != nullptr ? given : "/dev/null";
+  }
+  struct Close {
+    void operator()(std::FILE* f) const { (void)std::fclose(f); }
+  };
+  std::unique_ptr<std::FILE, Close> file_;
+  kvstem::test::PagedLines lines_;
+};
 
 /// Blocks that `sizes` needs if nothing is shared.
 inline std::uint32_t blocks(const Sizes& s) {

@@ -22,6 +22,8 @@ TEST_CASE("tiny: reuse, forks, drafts and preemption change no bit, with steps a
     CHECK(plenty.host.copies > 0);
     EngineOptions half = options(file, blocks(sizes) / 4);
     half.ahead = ahead;
+    Lines lines;
+    half.recorder = &lines;
     const Outcome tight = run(half, sizes, false);
     print("tiny, tight", tight);
     check_same(tight, expected);

@@ -11,8 +11,11 @@ TEST_CASE("SmolLM2: eight conversations in half the pool they need, alone and on
   const Sizes sizes;
   const Outcome alone = run(options(kSmolLM2, blocks(sizes)), sizes, true);
   print("alone", alone);
-  const EngineOptions half = options(kSmolLM2, blocks(sizes) / 2);
+  EngineOptions half = options(kSmolLM2, blocks(sizes) / 2);
+  Lines lines;
+  half.recorder = &lines;
   const Outcome one = run(half, sizes, false);
+  half.recorder = nullptr;
   print("half the pool", one);
   check_same(one, alone);
   CHECK(one.host.preempted > 0);

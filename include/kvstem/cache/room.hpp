@@ -146,8 +146,8 @@ Status BasicCache<Policy>::reserve_slots(std::uint32_t lease, std::uint32_t n, s
     if (!status.ok()) return status;
   } else if ((wanted > 1 || slots_.some_busy()) && wanted > pool().free_slots()) {
     const std::uint32_t obtainable = obtainable_slots(slots_);
-    if (wanted > obtainable && (keep_found || unusable_slots(lease, slots_) < wanted - obtainable ||
-                                !give_up_unusable(lease)))
+    if (wanted > obtainable &&
+        (keep_found || unusable_slots(lease, slots_) < wanted - obtainable || !give_up_unusable(lease)))
       return kInUse;
   }
   SlotId copied = kNoSlot;

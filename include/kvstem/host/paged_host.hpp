@@ -202,8 +202,8 @@ class BasicPagedHost {
     if (tokens.empty())
       return Status(StatusCode::kInvalidArgument, "a fork needs at least one token of its own");
     // One that was preempted meanwhile had committed what was known.
-    const std::uint32_t shared = from->running ? from->lease.committed_tokens()
-                                               : static_cast<std::uint32_t>(from->tokens.size());
+    const std::uint32_t shared =
+        from->running ? from->lease.committed_tokens() : static_cast<std::uint32_t>(from->tokens.size());
     const std::uint64_t limit =
         std::uint64_t{shared} + std::max<std::uint64_t>(max_new_tokens, tokens.size());
     if (const Status status = check_length(shared, limit); !status.ok()) return status;
