@@ -211,8 +211,9 @@ void Engine::take(Live& live, std::span<const TokenId> tokens) {
   tokens = tokens.first(std::min<std::size_t>(static_cast<std::size_t>(end - tokens.begin()) + (stop ? 1 : 0),
                                               live.limit - known));
   if (!tokens.empty()) {
-    if (const Status status = host_->accept(live.sequence, tokens); !status.ok())
-      return fail(status.message());
+    const Status status = host_->accept(live.sequence, tokens);
+    if (status.code() == kvstem::StatusCode::kUnavailable) return;  // it comes once more
+    if (!status.ok()) return fail(status.message());
     record([&](Recorder& r) { r.accepted(live.sequence, tokens); });
   }
   for (const TokenId token : tokens)

@@ -30,7 +30,7 @@ CACHE = ("requests", "hit", "missed", "inserted", "evicted", "failed", "duplicat
 THINGS = ("eviction", "copy on write", "duplicate", "failed copy", "fork with waiting commits",
           "refused reserve", "waits for what another computes", "follower took over", "fork at once",
           "fork that waits in line", "fork of one that was preempted", "wrong draft", "step ahead",
-          "step with drafts", "prompt in chunks", "empty step", "request for no tokens",
+          "step with drafts", "drafts that found no slots", "prompt in chunks", "empty step", "request for no tokens",
           "request that reuses nothing", "request with a foreign token",
           "nobody admitted while one lacks slots", "younger one that takes nothing",
           "one goes on while others lack slots", "slots that were let go of are waited for",

@@ -35,6 +35,7 @@ class Sequence:
         self.launched = self.unsure = self.due = self.lost = 0
         self.proposed, self.drafts = [], 0  # for the next step; in the last one
         self.last_step = 0
+        self.prompt_launched = False
         self.had = None  # of one that was preempted: its lease, and how much of it was sure
 
     @property
@@ -89,12 +90,13 @@ class PagedHost:
     def fork(self, of, name, tokens, max_new_tokens):
         """It shares what is committed. One that was preempted with a result due had committed all it knew."""
         parent = self.find(of)
-        launched = parent.lease.committed >= parent.prompt if parent.lease else parent.due > 0
+        launched = parent.lease.committed >= parent.prompt if parent.lease else parent.prompt_launched
         must(launched, "its prompt is not launched whole")
         must(tokens, "a fork without a token of its own")
         shared = parent.lease.committed if parent.lease else len(parent.tokens)
         s = Sequence(name, parent.scope, parent.tokens[:shared] + tokens, parent.prompt,
                      shared + max(max_new_tokens, len(tokens)), parent.ahead, parent.reuse)
+        s.prompt_launched = True
         self.join(s, shared)
         lease = self.cache.fork(parent.lease)[1] if parent.lease else None
         self.happened["fork of one that was preempted"] += parent.lease is None
@@ -116,7 +118,7 @@ class PagedHost:
         if s.lost > 0:
             s.due, s.lost = s.due - 1, s.lost - 1
             self.happened["result that rests on a failed copy"] += 1
-            return
+            must(False, "its state was lost")
         must(1 <= len(tokens) <= s.drafts + 1, "other than one token, and one for each draft")
         must(len(s.tokens) + len(tokens) <= s.limit, "more tokens than it may have")
         s.due -= 1
@@ -209,14 +211,13 @@ class PagedHost:
         end, drafts, ahead = self.chunk(s)
         if end == begin:
             return True
-        # A prompt gets all its slots at once.
-        wanted = max(0, max(end, s.end_of_known) - s.lease.reserved)
-        s.lacks = max(1, self.cache.quote(s.lease, wanted))
-        if not takes and self.cache.quote(s.lease, wanted) > 0:
-            self.happened["younger one that takes nothing"] += 1
-            return False
-        if wanted > 0 and self.cache.reserve(s.lease, wanted, self.given.get(s.name, ())) != "ok":
-            return False
+        if not self.take_slots(s, end, takes):
+            if drafts == 0:
+                return False
+            self.happened["drafts that found no slots"] += 1
+            end, drafts = end - drafts, 0
+            if not self.take_slots(s, end, takes):
+                return False
         samples = end >= len(s.tokens) < s.limit
         known = s.tokens + s.proposed[:drafts] + [NOT_KNOWN] * ahead
         self.work.append((s, begin, end, drafts, len(self.tokens), samples, ahead))
@@ -224,6 +225,7 @@ class PagedHost:
         self.happened["one goes on while others lack slots"] += not takes
         self.happened["step ahead"] += ahead
         self.happened["step with drafts"] += drafts > 0
+        s.prompt_launched |= end >= s.prompt
         s.launched, s.unsure, s.drafts, s.proposed, s.last_step = end, drafts + ahead, drafts, [], self.step
         s.due += samples
         self.commit(s, self.step)
@@ -231,6 +233,15 @@ class PagedHost:
         self.stats["computed"] += end - begin
         self.stats["drafts"] += drafts
         return True
+
+    def take_slots(self, s, end, takes):
+        """A prompt gets all its slots at once."""
+        wanted = max(0, max(end, s.end_of_known) - s.lease.reserved)
+        s.lacks = max(1, self.cache.quote(s.lease, wanted))
+        if not takes and self.cache.quote(s.lease, wanted) > 0:
+            self.happened["younger one that takes nothing"] += 1
+            return False
+        return wanted == 0 or self.cache.reserve(s.lease, wanted, self.given.get(s.name, ())) == "ok"
 
     def admit(self):
         """In the order of the line; nobody passes one that has to wait."""
@@ -276,7 +287,8 @@ class PagedHost:
 
     def preempt(self, s):
         self.coming.append(s.last_step)
-        (self.cache.abort if s.follows else self.cache.release)(s.lease)
+        began = s.lease.reserved > s.matched  # else it is an attempt that nobody counts
+        (self.cache.release if began else self.cache.abort)(s.lease)
         s.had = s.lease, s.launched - s.unsure
         s.lease, s.follows, s.proposed, s.launched, s.unsure = None, False, [], 0, 0
         self.stats["preempted"] += 1

@@ -203,17 +203,14 @@ class Walk {
       std::exit(1);
     }
     lines_.scheduled(*host_, step);
-    for (const StepEntry& e : step.copies)
-      copies_.push_back({now_, handed_out_++, host_->stats().preempted, e});
+    for (const StepEntry& e : step.copies) copies_.push_back({now_, handed_out_++, e});
   }
 
   void collect() {
     const PagedStep step = std::move(flights_.front());
     flights_.pop_front();
-    for (const auto& [done, number, preempted, entry] : copies_) {
+    for (const auto& [done, number, entry] : copies_) {
       if (done > step.done.value || !fails_ || below(3) != 0) continue;
-      // TODO: a host takes the result of one that was preempted on top of a copy that failed.
-      if (preempted != host_->stats().preempted) continue;
       if (host_->failed(entry, {StatusCode::kUnavailable, "could not be moved"}).ok()) lines_.failed(number);
     }
     std::erase_if(copies_, [&](const Copy& c) { return c.done <= step.done.value; });
@@ -248,7 +245,7 @@ class Walk {
     }
     bool taken = host_->accept(line.id, tokens).ok();
     (taken ? lines_ : lines_.refused()).accepted(line.id, tokens);
-    if (!taken && extra > 0) {
+    if (!taken && extra > 0 && tokens.size() == w.drafts + 2) {
       tokens.pop_back();
       taken = host_->accept(line.id, tokens).ok();
       (taken ? lines_ : lines_.refused()).accepted(line.id, tokens);
@@ -258,7 +255,7 @@ class Walk {
   }
 
   struct Copy {
-    std::uint64_t done, number, preempted;
+    std::uint64_t done, number;
     StepEntry entry;
   };
 

@@ -329,6 +329,20 @@ TEST_CASE("what a lease cannot use makes room for it in every pool, and its quot
   CHECK(host.cache->stats().evicted_blocks == 3);
 }
 
+TEST_CASE("what a lease cannot use makes room also where something that nobody holds goes on from it") {
+  Grouped host({kFull, state(8)}, 4);
+  Lease old = host.begin(tokens(16));
+  host.go(old, 16);
+  host.end(old);
+  Lease lease = host.begin(
+      tokens(12));  // its blocks are there, but no state at their end; and a fourth one behind them
+  REQUIRE(lease.matched_tokens() < 12);
+  REQUIRE(lease.refresh().must_compute);
+  const std::uint32_t rest = 12 - lease.matched_tokens();
+  CHECK(lease.quote(rest).verdict == Verdict::kEvicts);
+  CHECK(host.reserve(lease, rest).ok());
+}
+
 TEST_CASE("what a lease let go of in the open step counts for no quote") {
   SECTION("a state that was read and is published") {
     Grouped host({kFull, state(3)});

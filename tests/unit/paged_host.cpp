@@ -158,7 +158,11 @@ struct Engine {
         ++right;
       const std::uint32_t n = std::min(right + 1, line->limit - first);
       accepted_drafts += right;
-      REQUIRE(host->accept(w.sequence, std::span(line->text).subspan(first, n)).ok());
+      const Status taken = host->accept(w.sequence, std::span(line->text).subspan(first, n));
+      dropped += taken.code() == StatusCode::kUnavailable;
+      if (taken.code() == StatusCode::kUnavailable) continue;  // it rests on a copy that failed
+      INFO(taken.message());
+      REQUIRE(taken.ok());
       const auto known = host->tokens(w.sequence);
       REQUIRE(std::equal(known.begin(), known.end(), line->text.begin()));
       if (known.size() < line->limit) continue;
@@ -233,7 +237,8 @@ struct Engine {
   std::vector<StepResult> early;
   std::size_t groups = 1;
   std::uint64_t now = 0;
-  std::uint32_t step_tokens = 16, finished = 0, forked = 0, forked_at_once = 0, idle = 0, failed = 0;
+  std::uint32_t step_tokens = 16, finished = 0, forked = 0, forked_at_once = 0, idle = 0, failed = 0,
+                dropped = 0;
   std::uint64_t accepted_drafts = 0;
 };
 
@@ -387,6 +392,156 @@ TEST_CASE("a prompt computed by nobody's cache is private, and max_hit keeps its
   CHECK(engine.host->stats().computed_tokens == 3 * 25 + 5);
 }
 
+TEST_CASE("what a request found and cannot use never keeps it from its slots") {
+  // A shorter prefix of what is cached, larger than what is left of the pool.
+  const std::vector<KvGroup> hybrid = {
+      kFull, {.kind = GroupKind::kStateCheckpoint, .bytes_per_token = 4, .slots = 16}};
+  for (const bool states : {true, false})
+    for (std::uint32_t slots = 3; slots < 10; ++slots)
+      for (std::uint32_t n = 1; n <= slots; ++n) {
+        Engine engine(options(slots, states ? std::span(hybrid) : std::span<const KvGroup>{}));
+        const Tokens whole = prompt_of(4 * slots, 1);
+        engine.add(whole, 1);
+        engine.run();
+        engine.add({whole.begin(), whole.begin() + 4 * n - 1}, 1, {},
+                   {.max_hit_tokens = states ? 1000u : 8u});
+        engine.run();
+        CHECK(engine.finished == 2);
+      }
+}
+
+TEST_CASE("a request that can never have its slots ends with an error, and those behind it go on") {
+  const std::vector<std::vector<KvGroup>> kinds = {
+      {kFull, {.kind = GroupKind::kSlidingWindow, .window_tokens = 8, .bytes_per_token = 1, .slots = 1}},
+      {kFull, {.kind = GroupKind::kStateCheckpoint, .bytes_per_token = 4, .slots = 1}}};
+  for (const std::vector<KvGroup>& groups : kinds) {
+    auto o = options(32, groups);
+    o.cache.block_tokens = 4;
+    auto made = PagedHost::create(o);
+    REQUIRE(made.ok());
+    PagedHost& host = **made;
+    const auto scope = host.open_scope({.model = "m", .vocab_size = kVocabulary});
+    REQUIRE(scope.ok());
+    const Tokens large = prompt_of(40, 1), small = prompt_of(2, 30);
+    REQUIRE(host.add({.prompt = {.scope = *scope, .tokens = large}, .max_new_tokens = 4}).ok());
+    REQUIRE(host.add({.prompt = {.scope = *scope, .tokens = small}, .max_new_tokens = 0}).ok());
+    std::uint32_t failed = 0, served = 0;
+    PagedStep step;
+    for (std::uint64_t n = 1; n < 60 && failed + served < 2; ++n) {
+      REQUIRE(host.schedule({0, n}, step).ok());
+      REQUIRE(host.finished(step.done).ok());
+      for (const PagedFailure& f : step.failed) {
+        CHECK(f.status.code() == StatusCode::kOutOfRange);
+        ++failed;
+      }
+      for (const PagedWork& w : step.work)
+        if (w.end == 2) served += host.end(w.sequence).ok();
+    }
+    CHECK(failed >= 1);
+    CHECK(failed + served == 2);
+    CHECK_FALSE(host.busy());
+    CHECK(host.cache().audit().balanced());
+  }
+  // Where a chunk is too large for the window's pool, a smaller one is not.
+  const KvGroup window[] = {
+      kFull, {.kind = GroupKind::kSlidingWindow, .window_tokens = 8, .bytes_per_token = 1, .slots = 5}};
+  Engine engine(options(32, window));
+  engine.add(prompt_of(80, 1), 4);
+  engine.run();
+  CHECK(engine.finished == 1);
+  const KvGroup full[] = {kFull, {.bytes_per_token = 1, .slots = 3}};
+  Engine small(options(32, full));
+  const Tokens prompt = prompt_of(13, 1);
+  CHECK(small.host->add({.prompt = {.scope = small.scopes[0], .tokens = prompt}}).status().code() ==
+        StatusCode::kOutOfRange);
+}
+
+TEST_CASE("the result of one that was preempted on top of a copy that failed is dropped") {
+  auto o = options(3);
+  o.cache.block_tokens = 4;
+  auto made = PagedHost::create(o);
+  REQUIRE(made.ok());
+  PagedHost& host = **made;
+  const auto scope = host.open_scope({.model = "m", .vocab_size = kVocabulary});
+  REQUIRE(scope.ok());
+  const Tokens prompt = prompt_of(6, 1);
+  const TokenId token = 7, foreign = kVocabulary;
+  PagedStep step[5];
+  const auto parent = host.add({.prompt = {.scope = *scope, .tokens = prompt}, .max_new_tokens = 5});
+  REQUIRE(parent.ok());
+  REQUIRE(host.schedule({0, 1}, step[1]).ok());
+  REQUIRE(host.schedule({0, 2}, step[2]).ok());
+  REQUIRE(host.finished({0, 1}).ok());
+  const auto child = host.fork(*parent, {&token, 1}, 5);
+  REQUIRE(child.ok());
+  REQUIRE(host.accept(*parent, {&token, 1}).ok());
+  REQUIRE(host.schedule({0, 3}, step[3]).ok());
+  REQUIRE(step[3].copies.size() == 1);
+  REQUIRE(host.finished({0, 2}).ok());
+  REQUIRE(host.accept(*parent, {&token, 1}).ok());
+  REQUIRE(host.schedule({0, 4}, step[4]).ok());
+  REQUIRE_FALSE(host.progress(*child).running);
+  CHECK(host.accept(*child, {&foreign, 1}).code() == StatusCode::kOutOfRange);
+  CHECK(host.fork(*child, {&foreign, 1}, 1).status().code() == StatusCode::kOutOfRange);
+  REQUIRE(host.failed(step[3].copies[0], {StatusCode::kUnavailable, ""}).ok());
+  CHECK(host.failed(step[3].copies[0], {StatusCode::kUnavailable, ""}).code() == StatusCode::kStale);
+  REQUIRE(host.finished({0, 3}).ok());
+  CHECK(host.accept(*child, {&token, 1}).code() == StatusCode::kUnavailable);
+  CHECK(host.tokens(*child).size() == 7);
+  CHECK(host.accept(*child, {&token, 1}).code() == StatusCode::kWrongState);
+  CHECK(host.fork(*child, {&token, 1}, 1).ok());  // its prompt was computed once
+}
+
+TEST_CASE("drafts are compared with what is accepted, and cost nobody their slots") {
+  Engine engine(options(4));
+  PagedHost& host = *engine.host;
+  const Tokens one = prompt_of(7, 1), two = prompt_of(7, 20), drafts{3, 4, 5, 6}, wrong{3, 9, 1},
+               right{3, 4, 1};
+  const TokenId token = 7, foreign = kVocabulary;
+  const auto a =
+      host.add({.prompt = {.scope = engine.scopes[0], .tokens = one}, .max_new_tokens = 8, .ahead = false});
+  const auto b =
+      host.add({.prompt = {.scope = engine.scopes[0], .tokens = two}, .max_new_tokens = 8, .ahead = false});
+  REQUIRE(a.ok());
+  REQUIRE(b.ok());
+  PagedStep step;
+  REQUIRE(host.schedule({0, 1}, step).ok());
+  REQUIRE(step.work.size() == 2);
+  REQUIRE(host.finished({0, 1}).ok());
+  REQUIRE(host.accept(*a, {&token, 1}).ok());
+  REQUIRE(host.accept(*b, {&token, 1}).ok());
+  CHECK(host.propose(*b, {&foreign, 1}).code() == StatusCode::kOutOfRange);
+  REQUIRE(host.propose(*b, drafts).ok());
+  REQUIRE(host.schedule({0, 2}, step).ok());
+  CHECK(host.stats().preempted == 0);  // the pool is full: there is no room for drafts
+  CHECK(host.stats().drafts == 0);
+  REQUIRE(step.work.size() == 2);
+  REQUIRE(host.abort(*a).ok());
+  REQUIRE(host.finished({0, 2}).ok());
+  REQUIRE(host.accept(*b, {&token, 1}).ok());
+  REQUIRE(host.schedule({0, 3}, step).ok());  // the other one's slots come back with it
+  REQUIRE(host.finished({0, 3}).ok());
+  REQUIRE(host.propose(*b, drafts).ok());
+  REQUIRE(host.schedule({0, 4}, step).ok());
+  REQUIRE(step.work.size() == 1);
+  REQUIRE(step.work[0].drafts >= 2);
+  REQUIRE(host.finished({0, 4}).ok());
+  CHECK(host.accept(*b, wrong).code() == StatusCode::kInvalidArgument);
+  CHECK(host.accept(*b, right).ok());
+}
+
+TEST_CASE("points that no step has are refused") {
+  Engine engine(options(8));
+  PagedHost& host = *engine.host;
+  PagedStep step;
+  CHECK(host.schedule({0, 0}, step).code() == StatusCode::kInvalidArgument);
+  CHECK(host.finished({0, 1}).code() == StatusCode::kInvalidArgument);
+  REQUIRE(host.schedule({0, 1}, step).ok());
+  CHECK(host.finished({0, 1000}).code() == StatusCode::kInvalidArgument);
+  CHECK(host.finished({1, 1}).code() == StatusCode::kInvalidArgument);
+  CHECK(host.finished({0, 1}).ok());
+}
+
 TEST_CASE("random walk: requests, samples, drafts, hang-ups, failed copies, over all kinds of groups") {
   const std::uint64_t seed = 20261126;
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
@@ -452,6 +607,7 @@ TEST_CASE("random walk: requests, samples, drafts, hang-ups, failed copies, over
     saw["followed"] += s.followed;
     saw["copies"] += s.copies;
     saw["copies failed"] += engine.failed;
+    saw["results dropped"] += engine.dropped;
     saw["drafts right"] += s.accepted_drafts;
     saw["drafts"] += s.drafts;
     saw["tokens matched"] += s.matched_tokens;

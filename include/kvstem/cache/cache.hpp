@@ -1437,6 +1437,8 @@ class BasicCache {
   /// In place, slots that are free or whose blocks nobody holds: no lease, nor one that ended in the open step. O(runs on
   /// their paths).
   [[nodiscard]] std::uint32_t obtainable_slots(const SlotBooks& books) noexcept;
+  /// Marks the paths that leases hold, or held in the open step; all but this lease's. How many ready blocks they have.
+  std::uint32_t mark_held(std::uint32_t but = ~std::uint32_t{0}) noexcept;
   /// Marks the path to the run; the ready blocks of it that were not marked before.
   std::uint32_t mark_path(RunId run) noexcept;
   /// Blocks that are there but of no use to the lease (its match ends before the last token, and on the grid; or it has
@@ -1444,7 +1446,7 @@ class BasicCache {
   /// computes: so only if they are enough. False, and nothing happens, if no run is left.
   [[nodiscard]] bool give_up_unusable(std::uint32_t lease) noexcept;
   /// How many slots of the pool that would free at least.
-  [[nodiscard]] std::uint32_t unusable_slots(std::uint32_t lease, const SlotBooks& books) const noexcept;
+  [[nodiscard]] std::uint32_t unusable_slots(std::uint32_t lease, const SlotBooks& books) noexcept;
   /// The first block of its path that the lease has no use for.
   [[nodiscard]] std::uint32_t first_unused(std::uint32_t lease) const noexcept;
   /// The slots that n tokens more need in the other groups. False, and nothing taken, if they are not to be had.

@@ -191,19 +191,25 @@ void BasicCache<Policy>::give_back(std::uint32_t lease, std::uint32_t from, std:
 }
 
 template <EvictionPolicy Policy>
-std::uint32_t BasicCache<Policy>::obtainable_slots(const SlotBooks& books) noexcept {
+std::uint32_t BasicCache<Policy>::mark_held(std::uint32_t but) noexcept {
   ++mark_;
   std::uint32_t held = 0;
   const auto hold_ended = [&](RunId run) {
     if (released_[run] == step_) held += mark_path(run);
   };
   for (std::uint32_t i = 0; i < options_.max_leases; ++i)
-    if (leases_[i].active) held += mark_path(leases_[i].pinned);
+    if (leases_[i].active && i != but) held += mark_path(leases_[i].pinned);
   if (ended_count_ <= ended_.size())
     for (std::uint32_t i = 0; i < ended_count_; ++i) hold_ended(ended_[i]);
   else  // too many to remember: a look at everything
     for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
       index_->enumerate(root_run_[s], [&](RunId run, const RunInfo&) { hold_ended(run); });
+  return held;
+}
+
+template <EvictionPolicy Policy>
+std::uint32_t BasicCache<Policy>::obtainable_slots(const SlotBooks& books) noexcept {
+  const std::uint32_t held = mark_held();
   const auto for_each_run = [&](auto&& fn) {
     for (std::uint32_t s = 0; s < scope_count_.load(std::memory_order_relaxed); ++s)
       index_->enumerate(root_run_[s], fn);
@@ -253,14 +259,15 @@ std::uint32_t BasicCache<Policy>::first_unused(std::uint32_t lease) const noexce
 }
 
 template <EvictionPolicy Policy>
-std::uint32_t BasicCache<Policy>::unusable_slots(std::uint32_t lease, const SlotBooks& books) const noexcept {
+std::uint32_t BasicCache<Policy>::unusable_slots(std::uint32_t lease, const SlotBooks& books) noexcept {
   const LeaseRecord& r = leases_[lease];
   const std::uint32_t from = first_unused(lease);
-  std::uint32_t slots = 0, references = 1, children = 0;  // of the last run; then of those before it
+  (void)mark_held(lease);
+  std::uint32_t slots = 0;
   RunId run = index_->locate(r.place);
-  for (RunInfo info = index_->info(run); info.parent != kNoRun && info.depth + info.length > from;
-       run = info.parent, info = index_->info(run), references = 0, children = 1) {
-    if (info.children != children || info.references != references || released_[run] == step_) break;
+  for (RunInfo info = index_->info(run);
+       info.parent != kNoRun && info.depth + info.length > from && marks_[run] != mark_;
+       run = info.parent, info = index_->info(run)) {
     std::uint32_t b = info.depth;
     index_->for_each_range(run, 0, info.ready, [&](BlockPos first, std::uint32_t n) {
       for (BlockPos pos = first; pos < first + n; ++pos, ++b) {
@@ -277,13 +284,13 @@ template <EvictionPolicy Policy>
 bool BasicCache<Policy>::give_up_unusable(std::uint32_t lease) noexcept {
   LeaseRecord& r = leases_[lease];
   // As far as nobody else is on the path.
-  std::uint32_t from = r.place.blocks, references = 1, children = 0;
+  (void)mark_held(lease);
+  std::uint32_t from = r.place.blocks;
   RunId run = index_->locate(r.place);
-  for (RunInfo info = index_->info(run); info.parent != kNoRun && from > first_unused(lease);
-       run = info.parent, info = index_->info(run), references = 0, children = 1) {
-    if (info.children != children || info.references != references || released_[run] == step_) break;
+  for (RunInfo info = index_->info(run);
+       info.parent != kNoRun && from > first_unused(lease) && marks_[run] != mark_;
+       run = info.parent, info = index_->info(run))
     from = std::max(info.depth, first_unused(lease));
-  }
   Place kept{r.place.run, r.place.generation, from};
   split(kept, StoredKeys{this});
   const RunInfo end = index_->info(index_->locate(kept));

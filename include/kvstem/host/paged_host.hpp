@@ -12,12 +12,13 @@
 // Order of calls, in each round: `schedule` fills a PagedStep, to be launched at once: first `copies`, then `work`, and
 // `done` is reached when both are. When a step is over: `finished(done)`, then `accept` for each work that samples. `schedule`
 // may be called once more before that: a sequence whose token is not known yet goes on with what the engine holds on the
-// device (PagedWork::ahead). Steps are carried out in the order of `schedule`, on one timeline.
+// device (PagedWork::ahead). Steps are carried out in the order of `schedule`, on one timeline. When nobody is `busy` any
+// more, finish the steps under way without scheduling others.
 //
 // Who goes first: the oldest request that runs always can go on. When slots run out the youngest is preempted: it gives
 // up its slots, waits in line at its old place, and finds what nobody took meanwhile. Who waits holds nothing, so no two
-// can lock each other out, at full use of the pool neither. Nobody who waits is overtaken. A prompt that somebody
-// computes already is waited for. A step preempts at most what the first who lacks slots lacks; those slots are there
+// can lock each other out, at full use of the pool neither. Nobody who waits is overtaken, but by samples of who runs. A
+// prompt that somebody computes already is waited for. A step preempts at most what the first who lacks slots lacks; those slots are there
 // one step later.
 //
 // Two hosts that are created alike and hear the same calls say the same steps (PagedStep::decisions), so each rank may
@@ -39,6 +40,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -56,7 +58,9 @@
 namespace kvstem::inline v0 {
 
 struct PagedHostOptions {
-  CacheOptions cache{};               // in place and by tokens; max_leases is how many run at once
+  /// In place and by tokens. max_leases is how many run at once; others wait. A window's pool should hold its window and a
+  /// step's tokens of each that runs, a pool of states two for each and one more; with less, fewer run.
+  CacheOptions cache{};
   std::uint32_t step_tokens = 512;    // most tokens that a step computes, drafts included
   std::uint32_t max_sequences = 256;  // that run or wait; more are refused
 };
@@ -68,8 +72,9 @@ struct PagedSequence {
 };
 
 struct PagedRequest {
-  Prompt prompt{};                   // copied
-  std::uint32_t max_new_tokens = 1;  // 0: only computes the prompt
+  Prompt prompt{};  // copied
+  /// 0: only computes the prompt; no work of it samples, and it is done when the step with PagedWork::end == its length is.
+  std::uint32_t max_new_tokens = 1;
   AcquireOptions how{};
   /// false: its next step waits for the result of the one before. For drafts, which need that.
   bool ahead = true;
@@ -88,22 +93,24 @@ struct PagedWork {
 
 /// A group's tables in a step, one row for each work.
 struct PagedTables {
-  std::uint32_t width = 0;           // of a row
-  std::vector<std::int32_t> rows{};  // work.size() x width: as Lease::table, filled up with null
-  /// Of each token of the step where its state goes, as Lease::slot_mapping; in the order of PagedStep::tokens if the group
-  /// does not lag. Empty for states.
+  std::uint32_t width = 0;  // of a row
+  /// work.size() x width: as Lease::table, filled up with null. Of states {read, write}: the state before `begin` (null at
+  /// the begin of a text), and where the one behind `end` goes.
+  std::vector<std::int32_t> rows{};
+  /// Where the state of each token goes, as Lease::slot_mapping: of each work those of [begin, PagedWork::end), one work
+  /// after the other. Empty for states.
   std::vector<std::int64_t> slots{};
   /// Where each work's part of this group begins: PagedWork::begin, or earlier for a group that lags.
   std::vector<std::uint32_t> begin{};
 };
 
-/// A sequence that cannot be served; it has ended.
+/// A sequence that cannot be served (a token outside the vocabulary; a group's pool that is too small). It has ended.
 struct PagedFailure {
   PagedSequence sequence{};
   Status status{};
 };
 
-/// What `schedule` says. Keep it and give it back the next time but one: it then allocates nothing.
+/// What `schedule` says. Passed in again when its step is over, it does not allocate.
 struct PagedStep {
   Point done{};
   std::vector<StepEntry> copies{};  // to be carried out in this order, before `work`
@@ -162,10 +169,18 @@ class BasicPagedHost {
   BasicPagedHost& operator=(const BasicPagedHost&) = delete;
 
   /// As Cache::open_scope.
-  [[nodiscard]] Result<ScopeId> open_scope(const Scope& scope) { return cache_->open_scope(scope); }
+  [[nodiscard]] Result<ScopeId> open_scope(const Scope& scope) {
+    auto id = cache_->open_scope(scope);
+    if (!id.ok()) return id;
+    const auto index = static_cast<std::size_t>(*id);
+    if (vocabularies_.size() <= index) vocabularies_.resize(index + 1);
+    vocabularies_[index] = scope.vocab_size;
+    return id;
+  }
 
-  /// A request joins the line. kOutOfRange if it could never be served: longer than a lease or than all slots;
-  /// kInvalidArgument for an empty prompt or one that `validate` refuses; kExhausted beyond max_sequences.
+  /// A request joins the line. kOutOfRange if it could never be served: longer than a lease or than all slots of a group;
+  /// kInvalidArgument for an empty prompt or one that `validate` refuses; kExhausted beyond max_sequences. Scopes and token
+  /// ids are checked when it is admitted: see PagedStep::failed.
   [[nodiscard]] Result<PagedSequence> add(const PagedRequest& request) {
     const auto prompt = static_cast<std::uint32_t>(request.prompt.tokens.size());
     if (prompt == 0)
@@ -191,16 +206,19 @@ class BasicPagedHost {
   /// A second sequence that shares all that the first has committed, by reference, and goes on with tokens of its own (at
   /// least one): samples, beams, sub-agents. For samples of one prompt, fork when the step with its last position is over,
   /// before the first one's own token is accepted. Where there is no lease or slot for it now, it waits in line as one that
-  /// was preempted. kStale; kWrongState before its prompt is launched whole; kOutOfRange beyond its limit or the vocabulary.
+  /// was preempted. `max_new_tokens` counts `tokens` and begins where what is shared ends; a fork that is at its limit
+  /// computes nothing, and is there until `end`. kStale; kWrongState before its prompt is launched whole; kOutOfRange as
+  /// `add`, or outside the vocabulary; kExhausted beyond max_sequences: so count samples when you `add`.
   [[nodiscard]] Result<PagedSequence> fork(PagedSequence of, std::span<const TokenId> tokens,
                                            std::uint32_t max_new_tokens) {
     Sequence* const from = find(of);
     if (from == nullptr) return stale();
-    if (from->running ? from->lease.committed_tokens() < from->prompt : from->due == 0)
+    if (from->running ? from->lease.committed_tokens() < from->prompt : !from->prompt_launched)
       return Status(StatusCode::kWrongState,
                     "fork when the step that computes the end of the prompt is scheduled");
     if (tokens.empty())
       return Status(StatusCode::kInvalidArgument, "a fork needs at least one token of its own");
+    if (!in_vocabulary(*from, tokens)) return foreign();
     // One that was preempted meanwhile had committed what was known.
     const std::uint32_t shared =
         from->running ? from->lease.committed_tokens() : static_cast<std::uint32_t>(from->tokens.size());
@@ -217,6 +235,7 @@ class BasicPagedHost {
     s->scope = from->scope;
     s->how = from->how;
     s->prompt = from->prompt;
+    s->prompt_launched = true;
     s->limit = static_cast<std::uint32_t>(limit);
     s->may_be_ahead = from->may_be_ahead;
     if (!from->running) {
@@ -243,26 +262,28 @@ class BasicPagedHost {
   }
 
   /// Tokens that may follow the known ones, to be verified in the next step: they are computed with it as far as there is
-  /// room, see PagedWork::drafts. For sequences that are never ahead, and models that keep no states: else kUnsupported.
-  /// kWrongState while its last result is due. What a step did not take is forgotten.
+  /// room in the step and in the pool, see PagedWork::drafts. kInvalidArgument for a sequence that may be ahead,
+  /// kUnsupported with groups of states, kWrongState while its last result is due, kOutOfRange outside the vocabulary. What a
+  /// step did not take is forgotten.
   Status propose(PagedSequence sequence, std::span<const TokenId> drafts) {
     Sequence* const s = find(sequence);
     if (s == nullptr) return stale();
-    if (s->may_be_ahead || has_states_)
-      return {StatusCode::kUnsupported,
-              "drafts need PagedRequest::ahead = false, and a model without states"};
+    if (s->may_be_ahead) return {StatusCode::kInvalidArgument, "drafts need PagedRequest::ahead = false"};
+    if (has_states_) return {StatusCode::kUnsupported, "a state cannot go back to before a wrong draft"};
     if (s->due != 0) return {StatusCode::kWrongState, "accept the result of its last step first"};
+    if (!in_vocabulary(*s, drafts)) return foreign();
     s->drafts.assign(drafts.begin(), drafts.end());
     return {};
   }
 
   /// The next step, which ends at `done`. It is empty when there is nothing to do but to wait for results, or for slots
   /// that come back when a step has ended: finish it all the same. kInvalidArgument, and nothing happens, if `done` is not
-  /// later than that of the step before, or on another timeline; kOutOfRange for one that the cache does not have.
+  /// later than that of the step before (values begin at 1), or on another timeline; kOutOfRange for one that the cache
+  /// does not have.
   Status schedule(Point done, PagedStep& step) {
     if (done.timeline >= Cache::kMaxTimelines)
       return {StatusCode::kOutOfRange, "Point::timeline must be below kMaxTimelines"};
-    if (stats_.steps > 0 && (done.timeline != scheduled_.timeline || done.value <= scheduled_.value))
+    if (done.value <= scheduled_.value || (stats_.steps > 0 && done.timeline != scheduled_.timeline))
       return {StatusCode::kInvalidArgument, "steps must end on one timeline, one after the other"};
     scheduled_ = done;
     step.done = done;
@@ -286,36 +307,46 @@ class BasicPagedHost {
       if (!std::exchange(stalled_, true) && !ended_ && finished_ >= room_at_) make_room(i);
     }
     if (!stalled_) admit(step);
+    give_up_on_the_last(step);
     fill_tables(step);
     take_copies(step);
     step.decisions = cache_->decisions();
     ++stats_.steps;
     ended_ = false;
+    if (!step.work.empty()) worked_at_ = done.value;
     return cache_->end_step(done);
   }
 
   /// The step that ends at this point is over, and those before it: what they computed is found by others from now on.
+  /// kInvalidArgument, and nothing happens, for a point that no step has.
   Status finished(Point done) {
+    if (done.timeline != scheduled_.timeline || done.value > scheduled_.value)
+      return {StatusCode::kInvalidArgument, "no step was scheduled that ends at this point"};
     std::size_t kept = 0;
-    for (const auto& [point, entry] : moving_) {
-      if (point <= done.value)
-        (void)cache_->complete({entry, {}});
+    for (const Moving& m : moving_) {
+      if (m.step <= done.value)
+        (void)cache_->complete({m.entry, {}});
       else
-        moving_[kept++] = {point, entry};
+        moving_[kept++] = m;
     }
-    moving_.resize(kept);
+    moving_.erase(moving_.begin() + static_cast<std::ptrdiff_t>(kept), moving_.end());
     finished_ = std::max(finished_, done.value);
     return cache_->reach(done);
   }
 
-  /// Before `finished`: a copy of a step went wrong. Whoever relies on it computes again; results of its steps under way
-  /// are dropped. kStale for one that is not under way.
+  /// Before `finished`: a copy of a step went wrong. Whoever relies on it computes again; go on with `finished` and `accept`
+  /// as usual: results that rest on it are dropped. kStale for one that is not under way.
   Status failed(const StepEntry& entry, Status why) {
     const Status status = cache_->complete({entry, why});
     if (!status.ok()) return status;
-    std::erase_if(moving_, [&](const auto& m) {
-      return m.second.lease == entry.lease && m.second.generation == entry.generation &&
-             m.second.slot == entry.slot && m.second.group == entry.group;
+    std::erase_if(moving_, [&](const Moving& m) {
+      const StepEntry& e = m.entry;
+      if (e.lease != entry.lease || e.generation != entry.generation || e.slot != entry.slot ||
+          e.group != entry.group)
+        return false;
+      Sequence* const owner = find(m.owner);
+      if (owner != nullptr && !owner->running) owner->dropped = owner->due;  // it was preempted since
+      return true;
     });
     for (std::size_t i = 0; i < running_.size(); ++i) {
       Sequence& s = sequences_[running_[i]];
@@ -331,21 +362,28 @@ class BasicPagedHost {
     return {};
   }
 
-  /// What a work that samples has chosen: one token, or as many drafts as were right and the one behind them. In the order
-  /// of steps. kWrongState if no result is due, kOutOfRange for more tokens than the work had, beyond the sequence's limit or
-  /// outside the vocabulary (nothing is accepted), kStale after its end: drop it.
+  /// What a work that samples has chosen: one token; or as many of its drafts as were right, from the first on, and the
+  /// token behind them. In the order of steps. It lasts until `end`, also when it has all its tokens. Nothing is accepted,
+  /// and the result is still due: kOutOfRange for none, for more tokens than the work has, beyond the sequence's limit or
+  /// outside the vocabulary; kInvalidArgument if they are not its drafts. Drop the tokens, do not send them to anybody:
+  /// kUnavailable when a copy failed that they rest on (they will be computed again), kStale after its end.
+  /// kWrongState if no result is due.
   Status accept(PagedSequence sequence, std::span<const TokenId> tokens) {
     Sequence* const s = find(sequence);
     if (s == nullptr) return stale();
     if (s->due == 0) return {StatusCode::kWrongState, "no result of this sequence is due"};
-    if (s->dropped > 0) {  // its state was lost: it is computed again
+    if (s->dropped > 0) {
       --s->dropped;
       --s->due;
-      return {};
+      return {StatusCode::kUnavailable,
+              "what this token rests on was lost with a copy: it is computed again"};
     }
     const std::uint32_t drafts = s->drafts_launched;
     if (tokens.empty() || tokens.size() > drafts + 1 || s->tokens.size() + tokens.size() > s->limit)
       return {StatusCode::kOutOfRange, "accept one token, and one more for each draft that was right"};
+    if (!in_vocabulary(*s, tokens)) return foreign();
+    if (!std::equal(tokens.begin(), tokens.end() - 1, s->verifying.begin()))
+      return {StatusCode::kInvalidArgument, "all tokens but the last must be the drafts of this work"};
     if (s->running)
       if (const Status status = s->lease.append(tokens); !status.ok()) return status;
     --s->due;
@@ -390,7 +428,7 @@ class BasicPagedHost {
  private:
   struct Sequence {
     std::uint32_t index = 0, generation = 0;
-    bool used = false, running = false, follows = false, may_be_ahead = true;
+    bool used = false, running = false, follows = false, may_be_ahead = true, prompt_launched = false;
     std::uint64_t arrival = 0;
     std::uint32_t prompt = 0, limit = 0;  // tokens
     std::uint32_t matched = 0, launched = 0;
@@ -401,10 +439,15 @@ class BasicPagedHost {
     Point last_step{};
     ScopeId scope = kNoScope;
     AcquireOptions how{};
-    std::vector<TokenId> tokens{}, drafts{};
+    std::vector<TokenId> tokens{}, drafts{}, verifying{};  // known; proposed; in the step under way
     std::vector<Extra> extras{};
     std::vector<ScopeChange> changes{};
     BasicLease<Policy> lease{};
+  };
+  struct Moving {
+    std::uint64_t step;
+    StepEntry entry;
+    PagedSequence owner;
   };
   enum class Outcome : std::uint8_t { kPlanned, kNothing, kNoSlots };
 
@@ -424,6 +467,16 @@ class BasicPagedHost {
   }
 
   static Status stale() noexcept { return {StatusCode::kStale, "this sequence has ended"}; }
+  static Status foreign() noexcept {
+    return {StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary"};
+  }
+  /// Of the scope at its end, if it was opened here.
+  [[nodiscard]] bool in_vocabulary(const Sequence& s, std::span<const TokenId> tokens) const noexcept {
+    const auto scope = static_cast<std::size_t>(s.changes.empty() ? s.scope : s.changes.back().scope);
+    const std::uint32_t size = scope < vocabularies_.size() ? vocabularies_[scope] : 0;
+    return size == 0 ||
+           std::ranges::all_of(tokens, [size](TokenId t) { return static_cast<std::uint32_t>(t) < size; });
+  }
   static Status full() noexcept {
     return {StatusCode::kExhausted,
             "all sequences run or wait: end one, or raise PagedHostOptions::max_sequences"};
@@ -436,6 +489,11 @@ class BasicPagedHost {
     const std::uint64_t states = std::max(prompt, limit - 1);
     if ((states + o.block_tokens - 1) / o.block_tokens > o.slots - (o.null_slot ? 1 : 0))
       return {StatusCode::kOutOfRange, "prompt and answer need more blocks than CacheOptions::slots"};
+    for (GroupId g = 0; g < groups(); ++g)
+      if (kinds_[g].kind == GroupKind::kFullAttention && kinds_[g].slots != 0 &&
+          (states + group_block_tokens(g) - 1) / group_block_tokens(g) >
+              kinds_[g].slots - (o.null_slot ? 1 : 0))
+        return {StatusCode::kOutOfRange, "prompt and answer need more blocks than KvGroup::slots of a group"};
     return {};
   }
   [[nodiscard]] std::uint32_t block_tokens() const noexcept { return cache_->options().block_tokens; }
@@ -457,7 +515,7 @@ class BasicPagedHost {
       s.used = true;
       ++s.generation;
       s.arrival = ++arrivals_;
-      s.running = s.follows = false;
+      s.running = s.follows = s.prompt_launched = false;
       s.matched = s.launched = s.unverified = s.drafts_launched = s.due = s.dropped = 0;
       s.last_step = {};
       s.drafts.clear();
@@ -527,20 +585,37 @@ class BasicPagedHost {
                     begin, static_cast<std::uint32_t>(s.lease.table(g).size()) * group_block_tokens(g))
               : begin;
     // All of the prompt at once, so that nobody stops in the middle of one; but a window would hold more than it needs.
-    const std::uint32_t until = has_windows_ ? w.end : std::max(w.end, std::min(known, last));
-    s.wanted = until - std::min(until, reserved);
-    // Who is younger takes nothing that those who lack slots could have.
-    if (stalled_ && s.lease.quote(s.wanted).slots > 0) return Outcome::kNoSlots;
-    if ((s.wanted > 0 || has_states_) && !s.lease.reserve(s.wanted).ok()) return Outcome::kNoSlots;
+    const auto take_slots = [&] {
+      const std::uint32_t until = has_windows_ ? w.end : std::max(w.end, std::min(known, last));
+      s.wanted = until - std::min(until, reserved);
+      // Who is younger takes nothing that those who lack slots could have.
+      if (stalled_ && s.lease.quote(s.wanted).slots > 0) return false;
+      return (s.wanted == 0 && !has_states_) || s.lease.reserve(s.wanted).ok();
+    };
+    bool slots = take_slots();
+    if (!slots && w.drafts > 0) {  // they are worth nobody's slots
+      w.end -= std::exchange(w.drafts, 0);
+      slots = take_slots();
+    }
+    while (!slots && has_windows_ &&
+           w.end - begin > 1) {  // what a window leaves behind makes room for the rest
+      w.end = begin + (w.end - begin) / 2;
+      w.samples = false;
+      slots = take_slots();
+    }
+    if (!slots) return Outcome::kNoSlots;
     s.launched = w.end;
+    s.prompt_launched = s.prompt_launched || w.end >= s.prompt;
     s.unverified = w.ahead ? 1 : w.drafts;
     s.drafts_launched = w.drafts;
     s.last_step = step.done;
     s.due += w.samples;
-    (void)commit(s, step.done);
+    [[maybe_unused]] const Status committed = commit(s, step.done);
+    assert(committed.ok());
     w.first_token = static_cast<std::uint32_t>(step.tokens.size());
     for (std::uint32_t p = begin; p < w.end; ++p)
       step.tokens.push_back(p < known ? s.tokens[p] : (w.ahead ? PagedStep::kNoToken : s.drafts[p - known]));
+    s.verifying.assign(s.drafts.begin(), s.drafts.begin() + w.drafts);
     s.drafts.clear();
     for (GroupId g = 0; g < groups(); ++g) step.groups[g].begin.push_back(computed_[g]);
     step.work.push_back(w);
@@ -587,6 +662,19 @@ class BasicPagedHost {
     let_go(s);
   }
 
+  /// One that cannot go on although nobody else holds anything, and nothing is on its way back, never will.
+  void give_up_on_the_last(PagedStep& step) {
+    const bool alone = running_.size() == (stalled_ ? 1 : 0) && (stalled_ || !waiting_.empty());
+    const bool idle = step.work.empty() && !ended_ && finished_ >= std::max(room_at_, worked_at_);
+    hopeless_ = alone && idle ? hopeless_ + 1 : 0;
+    if (hopeless_ <= kPatience) return;
+    Sequence& s = sequences_[stalled_ ? running_[0] : waiting_.front()];
+    step.failed.push_back(
+        {id(s), {StatusCode::kOutOfRange, "it needs more slots than there are in a group"}});
+    std::erase(s.running ? running_ : waiting_, s.index);
+    let_go(s);
+    hopeless_ = 0;
+  }
   /// The youngest go, until the slots that only they hold are enough for the i-th that runs; if it is the youngest, it goes
   /// itself. The slots come back when the steps that they are used in are over.
   void make_room(std::size_t i) {
@@ -602,7 +690,8 @@ class BasicPagedHost {
   /// Back into the line. What it committed stays in the cache until somebody needs the slots.
   void preempt(Sequence& s) {
     room_at_ = std::max(room_at_, s.last_step.value);
-    (void)(s.follows ? s.lease.abort() : s.lease.release());
+    const bool began = s.lease.reserved_tokens() > s.matched;
+    (void)(began ? s.lease.release() : s.lease.abort());
     s.lease = {};
     s.running = s.follows = false;
     s.launched = s.unverified = 0;
@@ -626,7 +715,9 @@ class BasicPagedHost {
         if (states) continue;
         const std::size_t at = t.slots.size();
         t.slots.resize(at + (w.end - t.begin[i]));
-        (void)lease_of(w).slot_mapping(g, t.begin[i], w.end, std::span(t.slots).subspan(at));
+        [[maybe_unused]] const Status mapped =
+            lease_of(w).slot_mapping(g, t.begin[i], w.end, std::span(t.slots).subspan(at));
+        assert(mapped.ok());
       }
     }
   }
@@ -641,7 +732,10 @@ class BasicPagedHost {
       if (taken.empty()) break;
       for (const StepEntry& e : taken) {
         step.copies.push_back(e);
-        moving_.emplace_back(step.done.value, e);
+        PagedSequence owner{};
+        for (const std::uint32_t i : running_)
+          if (sequences_[i].lease.index() == e.lease) owner = id(sequences_[i]);
+        moving_.push_back({step.done.value, e, owner});
         ++stats_.copies;
       }
     }
@@ -665,7 +759,7 @@ class BasicPagedHost {
   std::vector<std::uint32_t> running_, waiting_;  // indices, by arrival
   std::vector<KvGroup> kinds_;
   std::vector<std::uint32_t> computed_;  // of the work that is planned, by group
-  std::vector<std::pair<std::uint64_t, StepEntry>> moving_;
+  std::vector<Moving> moving_;           // copies under way
   bool has_states_ = false, has_windows_ = false;
   // Of the step that is planned: tokens that it still takes; whether somebody lacks slots.
   std::uint32_t left_ = 0;
@@ -674,7 +768,11 @@ class BasicPagedHost {
   // preempted for want of them.
   bool ended_ = false;
   Point scheduled_{};
-  std::uint64_t finished_ = 0, room_at_ = 0;
+  std::uint64_t finished_ = 0, room_at_ = 0, worked_at_ = 0;
+  static constexpr std::uint32_t kPatience =
+      3;  // what a window leaves behind takes a step or two to come back
+  std::uint32_t hopeless_ = 0;
+  std::vector<std::uint32_t> vocabularies_;  // sizes, by scope
   std::uint64_t arrivals_ = 0;
   PagedHostStats stats_;
 };
