@@ -10,16 +10,16 @@
 // lower tiers to load from, takes the Cache and its leases: this is what they look like in use.
 //
 // Order of calls, in each round: `schedule` fills a PagedStep, to be launched at once: first `copies`, then `work`, and
-// `done` is reached when both are. When a step is over: `finished(done)`, then `accept` for each work that samples. `schedule`
-// may be called once more before that: a sequence whose token is not known yet goes on with what the engine holds on the
-// device (PagedWork::ahead). Steps are carried out in the order of `schedule`, on one timeline. When nobody is `busy` any
-// more, finish the steps under way without scheduling others.
+// `done` is reached when both are. When a step is over: `finished(done)`, then `accept` for each work that samples.
+// `schedule` may be called once more before that: a sequence whose token is not known yet goes on with what the engine
+// holds on the device (PagedWork::ahead), by one such token at most. Steps are carried out in the order of `schedule`,
+// on one timeline. When nobody is `busy` any more, finish the steps under way without scheduling others.
 //
 // Who goes first: the oldest request that runs always can go on. When slots run out the youngest is preempted: it gives
 // up its slots, waits in line at its old place, and finds what nobody took meanwhile. Who waits holds nothing, so no two
 // can lock each other out, at full use of the pool neither. Nobody who waits is overtaken, but by samples of who runs. A
-// prompt that somebody computes already is waited for. A step preempts at most what the first who lacks slots lacks; those slots are there
-// one step later.
+// prompt that somebody computes already is waited for. A step preempts at most what the first who lacks slots lacks; those
+// slots are there one step later. Who could not go on even alone ends with an error (PagedStep::failed).
 //
 // Two hosts that are created alike and hear the same calls say the same steps (PagedStep::decisions), so each rank may
 // have its own; or one decides, and the others get its steps.
@@ -34,8 +34,8 @@
 //     engine.run(step);                                        // copies, then one forward pass of all rows
 //     check(host->finished(step.done));
 //     for (const PagedWork& w : step.work)
-//       if (w.samples && !host->accept(w.sequence, engine.chosen(w)).ok()) ...;
-//     ... host->end(s) when it has all its tokens
+//       if (w.samples) check(host->accept(w.sequence, engine.chosen(w)));
+//     if (host->tokens(s).size() == tokens.size() + 32) check(host->end(s));
 //   }
 #pragma once
 
