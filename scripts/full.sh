@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # scripts/full.sh [NAME...]: measures every figure that kvstem is held to, or those of these names (index decode
-# instructions replay agents paged peers judge-Q4_1 ...), and writes benchmarks/results/DATE-COMMIT.json.
+# instructions replay agents paged peers judge-Q4_1 ...), and writes benchmarks/results/DATE-COMMIT.json
+# (DATE-COMMIT-NAMES.json).
 #
 # Takes about 50 minutes, and wants a quiet machine: the load before and after is written down beside the figures. The
 # status is 0 if every program ended well, which for the demo means that exactness and counts held; whether a bar on
@@ -16,7 +17,7 @@ set -uo pipefail
 # shellcheck source=scripts/lib/llama.sh
 . scripts/lib/llama.sh
 
-wanted=("$@")
+wanted=("$@") known=""
 load_before="$(cut -d' ' -f1 /proc/loadavg)"
 need_packages "${build_packages[@]}" "${cli_packages[@]}" catch2 libbenchmark-dev git valgrind
 
@@ -39,6 +40,7 @@ results=() status=0
 measure() {
   local name="$1"
   shift
+  known+=" $name"
   if [ "${#wanted[@]}" -gt 0 ] && [[ ! " ${wanted[*]} " == *" $name "* ]]; then return 0; fi
   step "$name"
   "$@" --json "$reports/$name.json" || { echo "$name ended with status $?"; status=1; }
@@ -60,9 +62,14 @@ for form in Q4_1 BF16; do
   measure "overhead-$form" "$demo" --model "$model" --workload overhead --pairs 16
 done
 
+for name in "${wanted[@]}"; do
+  if [[ ! "$known " == *" $name "* ]]; then echo "nothing is called $name; there are:$known"; status=1; fi
+done
+[ "${#results[@]}" -gt 0 ] || exit "$status"
+
 step "results"
 commit="$(git describe --always --dirty)"
-out="benchmarks/results/$(date +%F)-$commit.json"
+out="benchmarks/results/$(date +%F)-$commit${wanted[0]:+-$(IFS=-; echo "${wanted[*]}")}.json"
 python3 scripts/lib/merge_results.py "$out" --commit "$commit" --load-before "$load_before" "${results[@]}" || status=1
 echo "written to $out"
 exit "$status"

@@ -9,6 +9,7 @@
 
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 using namespace kvstem;
@@ -68,7 +69,7 @@ class Engine {
     for (std::size_t g = 0; g < step.groups.size(); ++g) {
       std::printf("%s", g == 0 ? "full" : g == 1 ? ", window" : ", state");
       for (std::uint32_t b = 0; b < step.groups[g].width; ++b)
-        std::printf("%s%d", b == 0 ? " " : ",", static_cast<int>(step.groups[g].rows[b]));
+        std::printf("%s%d", b == 0 ? " " : ",", static_cast<int>(step.groups[g].block_tables[b]));
     }
     std::printf("\n");
   }
@@ -80,7 +81,7 @@ class Engine {
       for (std::uint32_t p = 0; p < w.end; ++p) states.append(text[p]);
       OracleWork& o = work.work.emplace_back();
       for (const PagedTables& t : step.groups) {
-        const auto row = t.rows.begin() + static_cast<std::ptrdiff_t>(i * t.width);
+        const auto row = t.block_tables.begin() + static_cast<std::ptrdiff_t>(i * t.width);
         o.tables.push_back({row, row + t.width});
       }
       o.states = states.states();

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <utility>
 
 namespace paged {
@@ -210,7 +211,11 @@ std::unique_ptr<CpuAttention> CpuAttention::create(const Options& options, std::
   if (pool == MAP_FAILED)
     return refuse("no memory for a KV pool of " + std::to_string(made->pool_.get_deleter().bytes) + " bytes");
   made->pool_.reset(static_cast<float*>(pool));
-  made->scores_.resize(scores_stride(o) * kMost * o.parts);
+  try {
+    made->scores_.resize(scores_stride(o) * kMost * o.parts);
+  } catch (const std::bad_alloc&) {
+    return refuse("no memory for the scores of so long a sequence");
+  }
   return made;
 }
 

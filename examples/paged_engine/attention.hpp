@@ -6,8 +6,8 @@
 // `Attention` is all that the model asks of them, so that a GPU can take over; `CpuAttention` is the CPU's.
 //
 // Guarantees: what a row of a batch attends to depends on its own sequence alone, bit for bit: not on the other rows,
-// their number, the slots of its blocks, or the number of threads. Of the pool it reads positions 0 to its own and
-// nothing else.
+// their number, the slots of its blocks, or the number of threads. Of the pool it reads positions 0 to its own;
+// what else is there has no effect.
 // Cost: 2 * layers * kv heads * head_dim floats of memory for a token; zeroed memory that nobody wrote costs nothing.
 #pragma once
 

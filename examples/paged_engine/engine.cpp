@@ -58,7 +58,14 @@ Engine::Engine(const EngineOptions& options, std::unique_ptr<PagedHost> host, st
       scope_(scope),
       live_(options.sequences + kWaiting) {}
 
+Engine::~Engine() {
+  // The device may wait for the other rank, which need not come.
+  if (options_.link != nullptr && !flights_.empty()) options_.link->stop();
+}
+
 kvstem::Result<RequestNumber> Engine::submit(const Request& request) {
+  if (failed_)
+    return Status(kvstem::StatusCode::kUnavailable, "the engine has failed and serves no more: see error()");
   if (request.samples == 0 || request.samples > kMostSamples)
     return Status(kvstem::StatusCode::kInvalidArgument, "Request::samples must be 1 to 64");
   const kvstem::PagedRequest added{.prompt = {.scope = scope_, .tokens = request.tokens},
@@ -72,7 +79,7 @@ kvstem::Result<RequestNumber> Engine::submit(const Request& request) {
   live_[id->index] = {.sequence = *id,
                       .request = ++requests_,
                       .sample = 0,
-                      .to_fork = request.samples - 1,
+                      .to_fork = request.max_new_tokens == 0 ? 0 : request.samples - 1,
                       .prompt = prompt,
                       .limit = prompt + request.max_new_tokens,
                       .drafts = request.drafts,
@@ -95,7 +102,7 @@ bool Engine::end_sequence(PagedSequence sequence) {
 std::span<const Event> Engine::step() {
   events_.clear();
   if (!failed_ && host_->busy()) launch();
-  while (!failed_ && flights_.size() > (host_->busy() ? options_.ahead : 0)) collect();
+  while (!failed_ && flights_.size() > (host_->busy() && options_.ahead ? 1 : 0)) collect();
   return events_;
 }
 
@@ -123,7 +130,8 @@ void Engine::launch() {
   record([&](Recorder& r) { r.scheduled(*host_, step); });
   for (const kvstem::PagedFailure& f : step.failed)
     if (Live* const live = find(f.sequence); live != nullptr) {
-      events_.push_back({.kind = Event::Kind::kFailed, .request = live->request, .sample = live->sample});
+      events_.push_back(
+          {.kind = Event::Kind::kFailed, .request = live->request, .sample = live->sample, .why = f.status});
       *live = {};
     }
 
@@ -133,7 +141,7 @@ void Engine::launch() {
           .work = {},
           .tokens = step.tokens,
           .width = step.groups[0].width,
-          .tables = step.groups[0].rows};
+          .tables = step.groups[0].block_tables};
   for (const PagedWork& w : step.work) {
     Live& live = *find(w.sequence);
     if (!std::exchange(live.admitted, true)) live.reused = host_->progress(w.sequence).matched_tokens;
@@ -168,7 +176,7 @@ void Engine::collect() {
     Live* const live = find(w.sequence);
     if (live == nullptr) continue;  // it has ended
     std::span<const TokenId> tokens = (*chosen)[i].tokens;
-    if (live->to_fork > 0 && w.end == live->prompt) {
+    if (live->to_fork > 0 && w.samples && w.end == live->prompt) {
       fork(*live, tokens.subspan(1));
       tokens = tokens.first(1);
       live->to_fork = 0;
@@ -188,7 +196,10 @@ void Engine::fork(const Live& from, std::span<const TokenId> chosen) {
     sample.sample = from.sample + 1 + i;
     sample.to_fork = 0;
     if (!id.ok()) {
-      events_.push_back({.kind = Event::Kind::kFailed, .request = from.request, .sample = sample.sample});
+      events_.push_back({.kind = Event::Kind::kFailed,
+                         .request = from.request,
+                         .sample = sample.sample,
+                         .why = id.status()});
       continue;
     }
     sample.sequence = *id;
@@ -212,7 +223,6 @@ void Engine::take(Live& live, std::span<const TokenId> tokens) {
                                               live.limit - known));
   if (!tokens.empty()) {
     const Status status = host_->accept(live.sequence, tokens);
-    if (status.code() == kvstem::StatusCode::kUnavailable) return;  // it comes once more
     if (!status.ok()) return fail(status.message());
     record([&](Recorder& r) { r.accepted(live.sequence, tokens); });
   }
@@ -233,7 +243,10 @@ void Engine::fail(const std::string& why) {
   error_ = why;
   for (Live& live : live_)
     if (live.request != 0)
-      events_.push_back({.kind = Event::Kind::kFailed, .request = live.request, .sample = live.sample});
+      events_.push_back({.kind = Event::Kind::kFailed,
+                         .request = live.request,
+                         .sample = live.sample,
+                         .why = {kvstem::StatusCode::kUnavailable, "the engine has failed: see error()"}});
   if (options_.link != nullptr) options_.link->stop();
 }
 

@@ -57,6 +57,7 @@ struct Event {
   RequestNumber request = 0;
   std::uint32_t sample = 0;
   TokenId token = 0;                // kToken
+  kvstem::Status why{};             // kFailed
   std::uint32_t reused_tokens = 0;  // kFinished: of its prompt, when it was first admitted
 };
 
@@ -80,8 +81,8 @@ struct EngineOptions {
   std::uint32_t step_tokens = 512;  // most rows of one forward pass
   std::uint32_t sequences = 16;     // at once
   std::uint32_t max_tokens = 4096;  // the longest sequence
-  std::uint32_t ahead = 1;          // steps that are scheduled while one runs; 0: none
-  Link* link = nullptr;             // to the other rank; outlives the engine
+  bool ahead = true;                // whether a step is scheduled while one runs
+  Link* link = nullptr;  // to the other rank; outlives the engine, whose end ends it if work is under way
   Device::Watch watch{};
   Recorder* recorder = nullptr;  // outlives the engine
 };
@@ -90,8 +91,11 @@ class Engine {
  public:
   /// Null, and why.
   static std::unique_ptr<Engine> create(const EngineOptions& options, std::string& error);
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+  ~Engine();
 
-  /// Its number. Errors as PagedHost::add.
+  /// Its number. Errors as PagedHost::add; kUnavailable once the engine has failed.
   kvstem::Result<RequestNumber> submit(const Request& request);
   /// It needs no answer any more; what it computed stays in the cache. No events of it follow.
   void cancel(RequestNumber request);

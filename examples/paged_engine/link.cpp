@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <type_traits>
 
@@ -19,6 +20,7 @@ constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 30;
 bool write_all(int socket, const void* data, std::size_t bytes) {
   for (const auto* at = static_cast<const char*>(data); bytes > 0;) {
     const ssize_t n = send(socket, at, bytes, MSG_NOSIGNAL);
+    if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return false;
     at += n;
     bytes -= static_cast<std::size_t>(n);
@@ -28,6 +30,7 @@ bool write_all(int socket, const void* data, std::size_t bytes) {
 bool read_all(int socket, void* data, std::size_t bytes) {
   for (auto* at = static_cast<char*>(data); bytes > 0;) {
     const ssize_t n = recv(socket, at, bytes, 0);
+    if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return false;
     at += n;
     bytes -= static_cast<std::size_t>(n);
@@ -140,8 +143,8 @@ bool decode(std::span<const std::byte> bytes, Job& job) {
 
 std::pair<Link, Link> Link::pair() {
   int jobs[2] = {-1, -1}, heads[2] = {-1, -1};
-  if (socketpair(AF_UNIX, SOCK_STREAM, 0, jobs) != 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, heads) != 0)
-    return {Link(0, -1, -1), Link(1, -1, -1)};
+  constexpr int kKind = SOCK_STREAM | SOCK_CLOEXEC;
+  (void)(socketpair(AF_UNIX, kKind, 0, jobs) == 0 && socketpair(AF_UNIX, kKind, 0, heads) == 0);
   return {Link(0, jobs[0], heads[0]), Link(1, jobs[1], heads[1])};
 }
 

@@ -27,7 +27,7 @@ class Link final : public Gather {
   void stop();
 
   [[nodiscard]] unsigned rank() const { return rank_; }
-  [[nodiscard]] bool usable() const { return jobs_ >= 0; }
+  [[nodiscard]] bool usable() const { return jobs_ >= 0 && heads_ >= 0; }
 
   /// Rank 0 sends its job; rank 1 replaces its own by it. False, and why: they are not the same, or the other is gone.
   bool agree(Job& job, std::string& error);

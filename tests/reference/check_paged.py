@@ -35,7 +35,7 @@ THINGS = ("eviction", "copy on write", "duplicate", "failed copy", "fork with wa
           "nobody admitted while one lacks slots", "younger one that takes nothing",
           "one goes on while others lack slots", "slots that were let go of are waited for",
           "the youngest gives way itself", "waits for its result before it is admitted",
-          "waits for a lease", "waits for slots", "admitted again", "result of one that was preempted",
+          "waits for a lease", "waits for slots", "not tried again yet", "admitted again", "result of one that was preempted",
           "computes again, as a copy failed", "result that rests on a failed copy",
           "end of one that waits", "end of one that runs", "refused add", "refused fork", "refused propose",
           "refused accept", "refused end")

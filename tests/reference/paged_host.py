@@ -56,6 +56,7 @@ class PagedHost:
         self.moving = []  # copies under way: (step, number)
         self.coming = []  # steps that read slots which somebody let go of
         self.let_go_now = False  # since the last step: those slots are not even free in the next
+        self.settling, self.tried, self.tried_free = 0, None, 0  # who did not fit, and when to try again
         self.finished_to = 0
         self.stats, self.happened = collections.Counter(), cache.happened
 
@@ -160,6 +161,10 @@ class PagedHost:
         cache does not take."""
         self.step, self.given, self.bad, self.left = point[1], given, bad, self.step_tokens
         self.work, self.tokens, self.failed_now = [], [], []
+        if self.let_go_now or any(step > self.finished_to for step in self.coming):
+            self.settling = 3
+        else:
+            self.settling = max(0, self.settling - 1)
         lacking = False
         for s in self.running():
             if s.lease is None:  # preempted a moment ago
@@ -251,6 +256,10 @@ class PagedHost:
             if s.due > s.lost:
                 self.happened["waits for its result before it is admitted"] += 1
                 return
+            free = len(self.cache.pool.free)
+            if s is self.tried and self.settling == 0 and self.running() and free <= self.tried_free:
+                self.happened["not tried again yet"] += 1
+                return
             if s.name in self.bad and None in self.cache.leases:
                 self.cache.refuse("out_of_range")
                 self.failed_now.append(s.name)
@@ -265,6 +274,7 @@ class PagedHost:
             if not self.plan(s):
                 self.cache.abort(lease)
                 s.lease, s.launched = None, 0
+                self.tried, self.tried_free = s, len(self.cache.pool.free)
                 self.happened["waits for slots"] += 1
                 return
             self.started(s)
@@ -286,6 +296,7 @@ class PagedHost:
             self.preempt(younger.pop())
 
     def preempt(self, s):
+        self.settling = 3
         self.coming.append(s.last_step)
         began = s.lease.reserved > s.matched  # else it is an attempt that nobody counts
         (self.cache.release if began else self.cache.abort)(s.lease)
@@ -304,6 +315,7 @@ class PagedHost:
     def failed(self, number):
         """Whose state rests on the copy computes again; what its steps under way choose is worth nothing."""
         must(self.cache.complete(number, False) == "ok", "a copy that is not under way")
+        self.settling = 3
         self.moving = [m for m in self.moving if m[1] != number]
         for s in self.line:
             lease, sure = (s.lease, s.launched - s.unsure) if s.lease else s.had or (None, 0)

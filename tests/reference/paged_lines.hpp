@@ -97,8 +97,8 @@ class PagedLines {
     });
     list("tokens", step.tokens);
     number("width", step.groups[0].width);
-    list("rows", step.groups[0].rows);
-    list("slots", step.groups[0].slots);
+    list("rows", step.groups[0].block_tables);
+    list("slots", step.groups[0].slot_mapping);
     list("begin", step.groups[0].begin);
     array("failed", step.failed,
           [&](const PagedFailure& f) { numbers({f.sequence.index, f.sequence.generation}); });

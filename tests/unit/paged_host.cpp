@@ -110,11 +110,11 @@ struct Engine {
       o.states = text.states();
       for (GroupId g = 0; g < groups; ++g) {
         const PagedTables& t = step.groups[g];
-        const auto row = t.rows.begin() + static_cast<std::ptrdiff_t>(i * t.width);
+        const auto row = t.block_tables.begin() + static_cast<std::ptrdiff_t>(i * t.width);
         o.tables.push_back({row, row + t.width});
         o.of_group.push_back({t.begin[i], w.end});
-        if (!t.slots.empty() && t.begin[i] == w.begin && g == 0) {
-          const std::int64_t at = t.slots[w.first_token];
+        if (!t.slot_mapping.empty() && t.begin[i] == w.begin && g == 0) {
+          const std::int64_t at = t.slot_mapping[w.first_token];
           if (o.tables[0].size() > w.begin / 4)
             REQUIRE(at == o.tables[0][w.begin / 4] * 4 + static_cast<int>(w.begin % 4));
         }
@@ -528,6 +528,48 @@ TEST_CASE("drafts are compared with what is accepted, and cost nobody their slot
   REQUIRE(host.finished({0, 4}).ok());
   CHECK(host.accept(*b, wrong).code() == StatusCode::kInvalidArgument);
   CHECK(host.accept(*b, right).ok());
+}
+
+namespace {
+/// Counts matches: each begins a request.
+struct CountingLru : Lru {
+  static inline std::uint32_t begun = 0;
+  void on_request_begin(const RequestFacts& facts) noexcept {
+    ++begun;
+    Lru::on_request_begin(facts);
+  }
+};
+}  // namespace
+
+TEST_CASE("a request that does not fit is not matched in each step, but as soon as there is room") {
+  PagedHostOptions o = options(12);
+  o.cache.block_tokens = 4;
+  auto made = BasicPagedHost<CountingLru>::create(o);
+  REQUIRE(made.ok());
+  auto& host = **made;
+  const auto scope = host.open_scope({.model = "m", .vocab_size = kVocabulary});
+  REQUIRE(scope.ok());
+  CountingLru::begun = 0;
+  const Tokens first = prompt_of(16, 1), second = prompt_of(44, 20);
+  const auto runs = host.add({.prompt = {.scope = *scope, .tokens = first}, .max_new_tokens = 30});
+  const auto waits = host.add({.prompt = {.scope = *scope, .tokens = second}, .max_new_tokens = 2});
+  REQUIRE(runs.ok());
+  REQUIRE(waits.ok());
+  PagedStep step;
+  const TokenId token = 7;
+  std::uint64_t now = 0;
+  const auto round = [&] {
+    REQUIRE(host.schedule({0, ++now}, step).ok());
+    REQUIRE(host.finished(step.done).ok());
+    for (const PagedWork& w : step.work)
+      if (w.samples) REQUIRE(host.accept(w.sequence, {&token, 1}).ok());
+  };
+  while (host.tokens(*runs).size() < 46) round();
+  CHECK(now > 25);
+  CHECK(CountingLru::begun < 8);
+  REQUIRE(host.end(*runs).ok());
+  for (int i = 0; i < 3; ++i) round();
+  CHECK(host.progress(*waits).running);
 }
 
 TEST_CASE("points that no step has are refused") {

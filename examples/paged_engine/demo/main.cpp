@@ -79,7 +79,7 @@ Served serve(paged::Engine& engine, std::span<const kvstem::TokenId> prompt, std
   if (!id.ok()) die(id.status().message());
   while (engine.busy())
     for (const paged::Event& e : engine.step()) {
-      if (e.kind == paged::Event::Kind::kFailed) die(engine.error());
+      if (e.kind == paged::Event::Kind::kFailed) die(e.why.message() + std::string(" ") + engine.error());
       if (e.kind != paged::Event::Kind::kToken) continue;
       if (served.answer.empty()) served.first_token = now() - start;
       served.answer.push_back(e.token);
@@ -172,13 +172,12 @@ std::uint32_t number(const char* text) {
 
 int main(int argc, char** argv) {
   std::string file, json;
-  std::uint32_t requests = 8, seed = 1;
+  std::uint32_t requests = 0, seed = 1;
   bool quick = false;
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
     if (option == "--quick") {
       quick = true;
-      requests = std::min(requests, 2u);
       continue;
     }
     if (++i == argc) usage();
@@ -194,6 +193,7 @@ int main(int argc, char** argv) {
       usage();
   }
   if (file.empty()) usage();
+  if (requests == 0) requests = quick ? 2 : 8;
   const std::string name = file.substr(file.find_last_of('/') + 1);
   Report report(name == "SmolLM2-135M-Instruct.Q4_1.gguf");
   Progress progress;
@@ -219,7 +219,9 @@ int main(int argc, char** argv) {
   if (kv_heads < 2) die("this model has one kv head: two ranks cannot share it");
   progress.show("two ranks: one request");
   auto [first, second] = paged::Link::pair();
+  std::fflush(stdout);
   const pid_t child = fork();
+  if (child < 0) die("there is no second process to be had");
   if (child == 0) {
     first.close();
     second_rank(file, second, kv_heads, prompts[0]);
@@ -231,7 +233,7 @@ int main(int argc, char** argv) {
     of_two = serve(*engine, prompts[0], kNew, true).answer;
   }
   int status = 0;
-  const bool both = child > 0 && waitpid(child, &status, 0) == child && status == 0;
+  const bool both = waitpid(child, &status, 0) == child && status == 0;
 
   const auto engine = open(file, (requests + 2) * ((kPrompt + kNew) / kBlock + 1));
   Ceiling ceiling(file);
@@ -337,7 +339,7 @@ int main(int argc, char** argv) {
       .number("prefill_tokens_per_s", kPrompt / median(first_token[kCold]))
       .number("llama_prefill_tokens_per_s", kPrompt / median(llama_seconds));
   progress.clear();
-  if (quick) report.note("--quick: two requests instead of eight");
+  if (quick) report.note(text("--quick: %u requests instead of 8", requests));
   report.print();
   std::printf("%.0f s\n", progress.elapsed());
   if (!json.empty() && !report.write(json, name, seed)) die("cannot write " + json);

@@ -123,6 +123,8 @@ TEST_CASE("the engine refuses what it cannot serve, and goes on after a request 
   REQUIRE(foreign.ok());
   const auto gone = engine->submit({.tokens = Tokens(40, 1), .max_new_tokens = 30, .samples = 3});
   const auto stays = engine->submit({.tokens = Tokens(40, 2), .max_new_tokens = 0});
+  const auto none = engine->submit({.tokens = Tokens(40, 4), .max_new_tokens = 0, .samples = 4});
+  REQUIRE(none.ok());
   const auto stops = engine->submit({.tokens = Tokens(40, 3), .max_new_tokens = 20, .drafts = 3});
   REQUIRE(gone.ok());
   REQUIRE(stays.ok());
@@ -140,6 +142,7 @@ TEST_CASE("the engine refuses what it cannot serve, and goes on after a request 
   CHECK_FALSE(engine->busy());
   CHECK(seen[*foreign] == std::pair{0, 100});
   CHECK(seen[*stays] == std::pair{0, 1});
+  CHECK(seen[*none] == std::pair{0, 1});
   CHECK(seen[*stops] == std::pair{20, 1});
   CHECK(engine->host().cache().audit().balanced());
 }

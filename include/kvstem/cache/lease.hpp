@@ -24,7 +24,7 @@
 // step n - 1 chose and commit it with the point of step n, of which its state is a part.
 // A request that must wait for slots should hold no lease, or two that wait could lock each other out: abort it and
 // acquire again later. In the middle of an answer release it, and acquire with the tokens so far: what was computed is
-// found again. examples/paged_host shows all of this.
+// found again. examples/own_scheduler shows all of this.
 //
 // Branching (samples, beams, sub-agents, drafts that were wrong):
 //

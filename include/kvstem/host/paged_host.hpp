@@ -24,7 +24,8 @@
 // Two hosts that are created alike and hear the same calls say the same steps (PagedStep::decisions), so each rank may
 // have its own; or one decides, and the others get its steps.
 // Threads: one, the engine's. Nothing waits. Allocates in `add` and `fork` (tokens), and until steps have reached their
-// size; not after that. Cost of `schedule`: O(sequences that run, and the blocks of the tables it writes).
+// size; not after that. Cost of `schedule`: O(sequences that run, and the blocks of the tables it writes), and a match of
+// each that it admits; with one group who does not fit is matched again only when slots have come back.
 //
 //   auto host = *PagedHost::create({.cache = {.block_tokens = 16, .slots = 4096}, .step_tokens = 512});
 //   const ScopeId scope = *host->open_scope({.model = "m", .vocab_size = 49152});
@@ -96,10 +97,10 @@ struct PagedTables {
   std::uint32_t width = 0;  // of a row
   /// work.size() x width: as Lease::table, filled up with null. Of states {read, write}: the state before `begin` (null at
   /// the begin of a text), and where the one behind `end` goes.
-  std::vector<std::int32_t> rows{};
+  std::vector<std::int32_t> block_tables{};
   /// Where the state of each token goes, as Lease::slot_mapping: of each work those of [begin, PagedWork::end), one work
   /// after the other. Empty for states.
-  std::vector<std::int64_t> slots{};
+  std::vector<std::int64_t> slot_mapping{};
   /// Where each work's part of this group begins: PagedWork::begin, or earlier for a group that lags.
   std::vector<std::uint32_t> begin{};
 };
@@ -293,13 +294,17 @@ class BasicPagedHost {
     step.failed.clear();
     step.groups.resize(groups());
     for (PagedTables& t : step.groups) {
-      t.rows.clear();
-      t.slots.clear();
+      t.block_tables.clear();
+      t.slot_mapping.clear();
       t.begin.clear();
       t.width = 0;
     }
     left_ = options_.step_tokens;
     stalled_ = false;
+    if (ended_ || finished_ < room_at_)
+      settling_ = kSettling;
+    else if (settling_ > 0)
+      --settling_;
     for (std::size_t i = 0; i < running_.size(); ++i) {
       Sequence& s = sequences_[running_[i]];
       if (plan(s, step) != Outcome::kNoSlots) continue;
@@ -339,6 +344,7 @@ class BasicPagedHost {
   Status failed(const StepEntry& entry, Status why) {
     const Status status = cache_->complete({entry, why});
     if (!status.ok()) return status;
+    settling_ = kSettling;
     std::erase_if(moving_, [&](const Moving& m) {
       const StepEntry& e = m.entry;
       if (e.lease != entry.lease || e.generation != entry.generation || e.slot != entry.slot ||
@@ -633,6 +639,10 @@ class BasicPagedHost {
     while (!waiting_.empty() && left_ > 0) {
       Sequence& s = sequences_[waiting_.front()];
       if (s.due > s.dropped) return;  // preempted while its result is on the way
+      // A match costs its tokens, and a policy counts each; so who did not fit is tried again when there is reason to.
+      if (id(s) == tried_ && settling_ == 0 && !running_.empty() && groups() == 1 && !has_windows_ &&
+          !has_states_ && cache_->pool().free_slots() <= tried_free_)
+        return;
       auto lease = cache_->acquire(
           {.scope = s.scope, .tokens = s.tokens, .extras = s.extras, .changes = s.changes}, s.how);
       if (!lease.ok()) {
@@ -648,6 +658,8 @@ class BasicPagedHost {
         const bool never = s.lease.quote(s.wanted).verdict == ReserveQuote::Verdict::kNever;
         (void)s.lease.abort();
         s.launched = 0;
+        tried_ = id(s);
+        tried_free_ = cache_->pool().free_slots();
         if (!never) return;
         refuse(s, {StatusCode::kOutOfRange, "it needs more slots than a group has"}, step);
         continue;
@@ -690,6 +702,7 @@ class BasicPagedHost {
   /// Back into the line. What it committed stays in the cache until somebody needs the slots.
   void preempt(Sequence& s) {
     room_at_ = std::max(room_at_, s.last_step.value);
+    settling_ = kSettling;
     const bool began = s.lease.reserved_tokens() > s.matched;
     (void)(began ? s.lease.release() : s.lease.abort());
     s.lease = {};
@@ -707,16 +720,16 @@ class BasicPagedHost {
       const bool states = kinds_[g].kind == GroupKind::kStateCheckpoint;
       for (const PagedWork& w : step.work)
         t.width = std::max(t.width, static_cast<std::uint32_t>(lease_of(w).table(g).size()));
-      t.rows.assign(step.work.size() * t.width, cache_->options().null_slot ? 0 : -1);
+      t.block_tables.assign(step.work.size() * t.width, cache_->options().null_slot ? 0 : -1);
       for (std::size_t i = 0; i < step.work.size(); ++i) {
         const PagedWork& w = step.work[i];
         const auto row = lease_of(w).table(g);
-        std::copy(row.begin(), row.end(), t.rows.begin() + static_cast<std::ptrdiff_t>(i * t.width));
+        std::copy(row.begin(), row.end(), t.block_tables.begin() + static_cast<std::ptrdiff_t>(i * t.width));
         if (states) continue;
-        const std::size_t at = t.slots.size();
-        t.slots.resize(at + (w.end - t.begin[i]));
+        const std::size_t at = t.slot_mapping.size();
+        t.slot_mapping.resize(at + (w.end - t.begin[i]));
         [[maybe_unused]] const Status mapped =
-            lease_of(w).slot_mapping(g, t.begin[i], w.end, std::span(t.slots).subspan(at));
+            lease_of(w).slot_mapping(g, t.begin[i], w.end, std::span(t.slot_mapping).subspan(at));
         assert(mapped.ok());
       }
     }
@@ -769,6 +782,11 @@ class BasicPagedHost {
   bool ended_ = false;
   Point scheduled_{};
   std::uint64_t finished_ = 0, room_at_ = 0, worked_at_ = 0;
+  // What was let go of comes back within so many steps after that.
+  static constexpr std::uint32_t kSettling = 3;
+  std::uint32_t settling_ = 0;
+  PagedSequence tried_{};         // the first in line, who did not fit
+  std::uint32_t tried_free_ = 0;  // slots then
   static constexpr std::uint32_t kPatience =
       3;  // what a window leaves behind takes a step or two to come back
   std::uint32_t hopeless_ = 0;
