@@ -81,7 +81,7 @@ PYTHON
 # One unit that includes the whole core, and those that hold code of their own.
 check_tidy() {
   local files
-  mapfile -t files < <(find examples src -name '*.cpp' ! -path 'examples/llama/*' ! -path 'examples/downstream/*' 2>/dev/null)
+  mapfile -t files < <(find examples src -name '*.cpp' ! -path 'examples/llama/*' ! -path 'examples/paged_engine/*' ! -path 'examples/downstream/*' 2>/dev/null)
   printf '%s\n' tests/compile/instantiate_all.cpp "${files[@]}" |
     xargs -P "$jobs" -n 1 "$tools/bin/clang-tidy" -p build/dev --quiet
 }

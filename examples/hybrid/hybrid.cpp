@@ -50,8 +50,8 @@ class Engine {
       for (const PagedWork& w : step.work) {
         if (!w.samples) continue;
         text += static_cast<char>('a' + (text.size() - tokens.size()));
-        const TokenId chosen = text.back();
-        (void)host_.accept(w.sequence, {&chosen, 1});
+        const TokenId token = static_cast<unsigned char>(text.back());
+        (void)host_.accept(w.sequence, {&token, 1});
         if (text.size() == tokens.size() + letters) (void)host_.end(w.sequence);
       }
     }

@@ -503,7 +503,7 @@ class BasicPagedHost {
     return {};
   }
   [[nodiscard]] std::uint32_t block_tokens() const noexcept { return cache_->options().block_tokens; }
-  [[nodiscard]] std::size_t groups() const noexcept { return kinds_.size(); }
+  [[nodiscard]] GroupId groups() const noexcept { return static_cast<GroupId>(kinds_.size()); }
   static PagedSequence id(const Sequence& s) noexcept { return {s.index, s.generation}; }
 
   [[nodiscard]] const Sequence* find(PagedSequence sequence) const noexcept {

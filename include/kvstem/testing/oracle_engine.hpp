@@ -119,7 +119,7 @@ class OracleEngine {
 
   explicit OracleEngine(const OracleOptions& options) : options_(options), random_(options.seed) {
     if (options_.groups.empty()) options_.groups.resize(1);
-    for (GroupId g = 0; g < options_.groups.size(); ++g) {
+    for (GroupId g = 0; g < static_cast<GroupId>(options_.groups.size()); ++g) {
       const KvGroup& facts = options_.groups[g];
       const GroupId with = facts.with != kNoGroup ? facts.with : GroupId{0};
       Group group{facts, g, g, options.slots, options.block_tokens, {}};
@@ -208,7 +208,7 @@ class OracleEngine {
   void offer(BlockKey key, std::span<const std::int32_t> slot_of_group,
              std::span<const std::uint64_t> states) {
     Block block{states.back(), {}};
-    for (GroupId g = 0; g < groups_.size(); ++g)
+    for (GroupId g = 0; g < group_count(); ++g)
       for (std::uint32_t i = 0; i < options_.block_tokens; ++i)
         for (std::uint32_t l = 0; l < options_.layers; ++l) {
           const std::uint64_t saw = cell(g, static_cast<SlotId>(slot_of_group[g]), i, l);
@@ -328,7 +328,7 @@ class OracleEngine {
   /// The cells of tokens from `offset` on of a slot: the entry's group's, and what lies beside it.
   template <class Fn>
   void for_each_moved(const StepEntry& e, SlotId slot, std::uint32_t offset, std::uint32_t tokens, Fn&& fn) {
-    for (GroupId g = 0; g < groups_.size(); ++g)
+    for (GroupId g = 0; g < group_count(); ++g)
       for (std::uint32_t i = 0; groups_[g].base == e.group && i < tokens; ++i)
         for (std::uint32_t l = 0; l < options_.layers; ++l) fn(cell(g, slot, offset + i, l), offset + i);
   }
@@ -402,7 +402,7 @@ class OracleEngine {
   }
   template <class Fn>
   void for_each_read(const OracleWork& w, Fn&& fn) {
-    for (GroupId g = 0; g < groups_.size(); ++g) {
+    for (GroupId g = 0; g < group_count(); ++g) {
       const KvGroup& facts = groups_[g].facts;
       const std::uint32_t end = computed(w, g).first, window = facts.window_tokens;
       if (facts.kind == GroupKind::kStateCheckpoint) {
@@ -421,7 +421,7 @@ class OracleEngine {
     const auto write = [&](std::uint64_t& c, std::uint64_t state, std::uint32_t, SlotId, GroupId) {
       fn(c, state);
     };
-    for (GroupId g = 0; g < groups_.size(); ++g) {
+    for (GroupId g = 0; g < group_count(); ++g) {
       const std::uint32_t block = groups_[g].block_tokens;
       const auto [begin, end] = computed(w, g);
       if (groups_[g].facts.kind == GroupKind::kStateCheckpoint) {
@@ -452,6 +452,7 @@ class OracleEngine {
                           std::to_string(slot) + ": " + kind + " (" + std::to_string(saw) + ") instead of " +
                           std::to_string(expected));
   }
+  [[nodiscard]] GroupId group_count() const noexcept { return static_cast<GroupId>(groups_.size()); }
   void mistake(const std::string& text) { note(mistakes, text); }
   void note(std::uint64_t& count, const std::string& text) {
     ++count;
