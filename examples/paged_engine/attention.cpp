@@ -43,7 +43,7 @@ void exponentiate(Lanes& x) {
 }
 
 /// Makes the first n scores e^(score - highest) and those up to the next multiple of 16 zero. Returns the sum.
-[[gnu::noinline]] float weigh(float* scores, std::size_t n) {
+[[gnu::noinline]] float softmax(float* scores, std::size_t n) {
   constexpr float kLowest = std::numeric_limits<float>::lowest();
   const std::size_t end = (n + kLanes - 1) / kLanes * kLanes;
   std::fill(scores + n, scores + end, kLowest);
@@ -115,8 +115,8 @@ void score(const Chunks& chunks, const Pairs& pairs, std::size_t at, float scale
 
 /// Sums over the first `n` values, which all rows have.
 template <std::size_t kRows, std::size_t kVectors>
-void mix(const Chunks& chunks, const Pairs& pairs, std::size_t d, std::size_t n, const float* scores,
-         std::size_t stride) {
+void weighted_sum(const Chunks& chunks, const Pairs& pairs, std::size_t d, std::size_t n, const float* scores,
+                  std::size_t stride) {
   Lanes sums[kRows][kVectors] = {};
   for (std::size_t t = 0; t < n;) {
     const float* value = chunks.values(t / kLanes) + d;
@@ -162,11 +162,11 @@ void attend_pairs(const Chunks& chunks, const Pairs& pairs, float* scores, std::
   for (; at + kMany <= n; at += kMany) score<kRows, kMany>(chunks, pairs, at, scale, scores, stride);
   for (; at < n; ++at) score<kRows, 1>(chunks, pairs, at, scale, scores, stride);
   float sums[kRows];
-  for (std::size_t r = 0; r < kRows; ++r) sums[r] = weigh(scores + r * stride, pairs.lengths[r]);
+  for (std::size_t r = 0; r < kRows; ++r) sums[r] = softmax(scores + r * stride, pairs.lengths[r]);
   std::size_t d = 0;
   for (; d + kVectors * kLanes <= chunks.head_dim; d += kVectors * kLanes)
-    mix<kRows, kVectors>(chunks, pairs, d, *least, scores, stride);
-  for (; d < chunks.head_dim; d += kLanes) mix<kRows, 1>(chunks, pairs, d, *least, scores, stride);
+    weighted_sum<kRows, kVectors>(chunks, pairs, d, *least, scores, stride);
+  for (; d < chunks.head_dim; d += kLanes) weighted_sum<kRows, 1>(chunks, pairs, d, *least, scores, stride);
   for (std::size_t r = 0; r < kRows; ++r)
     finish(chunks, pairs.out[r], *least, pairs.lengths[r], scores + r * stride, sums[r]);
 }

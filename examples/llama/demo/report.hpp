@@ -32,6 +32,15 @@ struct Ratio {
 
 enum class Outcome : std::uint8_t { kMet, kNotMet, kNotMeasured };
 
+/// The longest part of a run of a workload that two equal arms may differ by: beyond it nothing is "met".
+inline constexpr double kNoise = 0.02;
+
+/// kMet or kNotMet; kNotMeasured where two equal arms differed by more than kNoise.
+inline Outcome judged(bool met, double equal_arms) {
+  if (equal_arms > 1 + kNoise || equal_arms < 1 / (1 + kNoise)) return Outcome::kNotMeasured;
+  return met ? Outcome::kMet : Outcome::kNotMet;
+}
+
 struct Check {
   std::string name{};
   double value = 0;

@@ -60,9 +60,6 @@ void run_overhead(const Setting& setting, const OverheadSizes& sizes, Report& re
 /// Everybody's block size.
 inline constexpr std::uint32_t kBlock = 32;
 
-/// The longest part of a run of a workload that two equal arms may differ by: beyond it nothing is "met".
-inline constexpr double kNoise = 0.02;
-
 /// Options of a host whose tier holds `tokens` tokens.
 inline kvstem::OpaqueHostOptions host_options(const LlamaEngine& llama, std::uint64_t tokens,
                                               std::uint32_t requests, std::uint32_t resident_tokens) {
@@ -74,12 +71,6 @@ inline kvstem::OpaqueHostOptions host_options(const LlamaEngine& llama, std::uin
   options.resident_tokens = resident_tokens;
   options.step_bytes = std::max(options.step_bytes, block);
   return options;
-}
-
-/// kMet or kNotMet; kNotMeasured where two equal arms differed by more than kNoise.
-inline Outcome judged(bool met, double equal_arms) {
-  if (equal_arms > 1 + kNoise || equal_arms < 1 / (1 + kNoise)) return Outcome::kNotMeasured;
-  return met ? Outcome::kMet : Outcome::kNotMet;
 }
 
 inline void check_counts(const std::string& workload, const Differences& wrong, Report& report) {

@@ -24,8 +24,6 @@ using paged::RequestNumber, paged::Row;
 namespace {
 
 constexpr std::uint32_t kBlock = 16, kPrompt = 2048, kPrefix = 1600, kNew = 32, kChunk = 512;
-/// Two equal arms that differ by more say that the machine was not quiet.
-constexpr double kNoise = 0.02;
 
 constexpr const char* kUsage =
     "usage: kvstem_paged_demo --model FILE [--json FILE] [--quick] [--pairs N] [--seed N]\n"
@@ -310,14 +308,12 @@ int main(int argc, char** argv) {
               "tokens");
   report.gate("judge, paged: tokens computed with kvstem", computed[kKvstem], fresh + decoded, "tokens");
   report.gate("judge, paged: books in balance", engine->host().cache().audit().balanced() ? 1 : 0, 1, "");
-  const bool quiet = equal_arms.middle() <= 1 + kNoise && equal_arms.middle() >= 1 / (1 + kNoise);
   const auto bar = [&](const char* what, const Ratio& r, double least) {
-    const Outcome outcome = r.middle() >= least ? Outcome::kMet : Outcome::kNotMet;
     report.bar({.name = std::string("judge, paged: ") + what,
                 .value = r.middle(),
                 .unit = text("(%.2f to %.2f)", r.low(), r.high()),
                 .bar = text(">= %.2f", least),
-                .outcome = quiet ? outcome : Outcome::kNotMeasured});
+                .outcome = judged(r.middle() >= least, equal_arms.middle())});
   };
   bar("requests a second, times no reuse's", gain, 2.85);
   bar("time to first token, times sooner than no reuse", sooner, 3);
@@ -327,7 +323,7 @@ int main(int argc, char** argv) {
               .value = equal_arms.middle(),
               .unit = text("(%.2f to %.2f)", equal_arms.low(), equal_arms.high()),
               .bar = "1 +- 0.02",
-              .outcome = quiet ? Outcome::kMet : Outcome::kNotMeasured});
+              .outcome = judged(true, equal_arms.middle())});
   report.json()
       .number("requests", requests)
       .number("no_reuse_ttft_p50_s", median(first_token[kCold]))

@@ -121,6 +121,12 @@ class BasicCache {
     if (group == primary_) return &slots_.pool();
     return groups_.books(group) == nullptr ? nullptr : &groups_.books(group)->pool();
   }
+  /// Tokens of a group's blocks; 0 if its state does not lie by position.
+  [[nodiscard]] std::uint32_t block_tokens(GroupId group) const noexcept {
+    if (group >= kMaxGroups || !in_place()) return 0;
+    group = side_of_[group];
+    return group == primary_ ? options_.block_tokens : groups_.position_tokens(group);
+  }
   [[nodiscard]] IndexUsage index_usage() const noexcept { return index_->usage(); }
   [[nodiscard]] const KeyHasher& hasher() const noexcept { return hasher_; }
 
@@ -135,6 +141,14 @@ class BasicCache {
     const auto id = add_scope(*key, scope.vocab_size);
     if (id.ok()) scopes_.push_back(scope);
     return id.ok() ? Result<ScopeId>(*id) : Result<ScopeId>(id.status());
+  }
+
+  /// Whether these are token ids of the scope. False for a scope that was not opened here.
+  [[nodiscard]] bool in_vocabulary(std::span<const TokenId> tokens, ScopeId scope) const noexcept {
+    std::uint32_t largest = 0;  // a negative id is a large number
+    for (const TokenId t : tokens) largest = std::max(largest, static_cast<std::uint32_t>(t));
+    const auto id = static_cast<std::uint32_t>(scope);
+    return id < scope_count_.load(std::memory_order_acquire) && (tokens.empty() || largest < vocab_[id]);
   }
 
   /// Any thread. For `probe`; give it back before the cache goes.
@@ -550,7 +564,7 @@ class BasicCache {
     const LeaseRecord& r = leases_[lease.index()];
     if (r.known != r.committed)
       return {StatusCode::kWrongState, "tokens of this lease are known and not committed: commit them first"};
-    if (!in_vocabulary({&token, 1}, r.last_scope))
+    if (!in_vocabulary({&token, 1}, ScopeId{r.last_scope}))
       return {StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary"};
     if (const Status status = may_wait(r, after); !status.ok()) return status;
     if (in_place() && (r.scheduled == r.committed || groups_.has_states()))
@@ -560,12 +574,6 @@ class BasicCache {
     return lease.commit(1, after);
   }
 
-  /// Tokens of a group's blocks; 0 if its state does not lie by position.
-  [[nodiscard]] std::uint32_t block_tokens(GroupId group) const noexcept {
-    if (group >= kMaxGroups || !in_place()) return 0;
-    group = side_of_[group];
-    return group == primary_ ? options_.block_tokens : groups_.position_tokens(group);
-  }
   [[nodiscard]] std::int32_t no_slot() const noexcept { return options_.null_slot ? 0 : -1; }
 
   void decided(std::uint64_t what) noexcept {
@@ -595,21 +603,15 @@ class BasicCache {
     return validate(prompt, options_.block_tokens);
   }
 
-  [[nodiscard]] bool in_vocabulary(std::span<const TokenId> tokens, std::uint32_t scope) const noexcept {
-    std::uint32_t largest = 0;  // a negative id is a large number
-    for (const TokenId t : tokens) largest = std::max(largest, static_cast<std::uint32_t>(t));
-    return tokens.empty() || largest < vocab_[scope];
-  }
-
   /// Whether the prompt's tokens from `from` on are in the vocabularies of the scopes that hold where they stand.
   [[nodiscard]] bool in_vocabulary(const Prompt& prompt, std::size_t from) const noexcept {
-    auto scope = static_cast<std::uint32_t>(prompt.scope);
+    ScopeId scope = prompt.scope;
     for (const ScopeChange& change : prompt.changes) {
       if (change.position > from) {
         if (!in_vocabulary(prompt.tokens.subspan(from, change.position - from), scope)) return false;
         from = change.position;
       }
-      scope = static_cast<std::uint32_t>(change.scope);
+      scope = change.scope;
     }
     return in_vocabulary(prompt.tokens.subspan(from), scope);
   }

@@ -202,7 +202,7 @@ class BasicLease {
     if (!live()) return stale();
     if (cache_->options_.mode != IndexMode::kTokens)
       return {StatusCode::kUnsupported, "a keyed cache cannot append tokens"};
-    if (!cache_->in_vocabulary(tokens, cache_->leases_[index_].last_scope))
+    if (!cache_->in_vocabulary(tokens, ScopeId{cache_->leases_[index_].last_scope}))
       return {StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary"};
     const auto n = static_cast<std::uint32_t>(tokens.size());
     return logged(FlightOp::kAppend, n, 0, [&] { return cache_->append(index_, tokens.data(), n); });

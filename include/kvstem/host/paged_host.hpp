@@ -170,14 +170,7 @@ class BasicPagedHost {
   BasicPagedHost& operator=(const BasicPagedHost&) = delete;
 
   /// As Cache::open_scope.
-  [[nodiscard]] Result<ScopeId> open_scope(const Scope& scope) {
-    auto id = cache_->open_scope(scope);
-    if (!id.ok()) return id;
-    const auto index = static_cast<std::size_t>(*id);
-    if (vocabularies_.size() <= index) vocabularies_.resize(index + 1);
-    vocabularies_[index] = scope.vocab_size;
-    return id;
-  }
+  [[nodiscard]] Result<ScopeId> open_scope(const Scope& scope) { return cache_->open_scope(scope); }
 
   /// A request joins the line. kOutOfRange if it could never be served: longer than a lease or than all slots of a group;
   /// kInvalidArgument for an empty prompt or one that `validate` refuses; kExhausted beyond max_sequences. Scopes and token
@@ -476,12 +469,8 @@ class BasicPagedHost {
   static Status foreign() noexcept {
     return {StatusCode::kOutOfRange, "a token id is outside the scope's vocabulary"};
   }
-  /// Of the scope at its end, if it was opened here.
   [[nodiscard]] bool in_vocabulary(const Sequence& s, std::span<const TokenId> tokens) const noexcept {
-    const auto scope = static_cast<std::size_t>(s.changes.empty() ? s.scope : s.changes.back().scope);
-    const std::uint32_t size = scope < vocabularies_.size() ? vocabularies_[scope] : 0;
-    return size == 0 ||
-           std::ranges::all_of(tokens, [size](TokenId t) { return static_cast<std::uint32_t>(t) < size; });
+    return cache_->in_vocabulary(tokens, s.changes.empty() ? s.scope : s.changes.back().scope);
   }
   static Status full() noexcept {
     return {StatusCode::kExhausted,
@@ -497,7 +486,7 @@ class BasicPagedHost {
       return {StatusCode::kOutOfRange, "prompt and answer need more blocks than CacheOptions::slots"};
     for (GroupId g = 0; g < groups(); ++g)
       if (kinds_[g].kind == GroupKind::kFullAttention && kinds_[g].slots != 0 &&
-          (states + group_block_tokens(g) - 1) / group_block_tokens(g) >
+          (states + cache_->block_tokens(g) - 1) / cache_->block_tokens(g) >
               kinds_[g].slots - (o.null_slot ? 1 : 0))
         return {StatusCode::kOutOfRange, "prompt and answer need more blocks than KvGroup::slots of a group"};
     return {};
@@ -588,7 +577,7 @@ class BasicPagedHost {
       computed_[g] =
           kinds_[g].lag_tokens != 0 && reserved == begin
               ? std::min<std::uint32_t>(
-                    begin, static_cast<std::uint32_t>(s.lease.table(g).size()) * group_block_tokens(g))
+                    begin, static_cast<std::uint32_t>(s.lease.table(g).size()) * cache_->block_tokens(g))
               : begin;
     // All of the prompt at once, so that nobody stops in the middle of one; but a window would hold more than it needs.
     const auto take_slots = [&] {
@@ -629,9 +618,6 @@ class BasicPagedHost {
     stats_.computed_tokens += w.end - begin;
     stats_.drafts += w.drafts;
     return Outcome::kPlanned;
-  }
-  [[nodiscard]] std::uint32_t group_block_tokens(GroupId g) const noexcept {
-    return kinds_[g].block_tokens != 0 ? kinds_[g].block_tokens : block_tokens();
   }
 
   /// In the order of their arrival, and nobody passes one that does not fit.
@@ -790,7 +776,6 @@ class BasicPagedHost {
   static constexpr std::uint32_t kPatience =
       3;  // what a window leaves behind takes a step or two to come back
   std::uint32_t hopeless_ = 0;
-  std::vector<std::uint32_t> vocabularies_;  // sizes, by scope
   std::uint64_t arrivals_ = 0;
   PagedHostStats stats_;
 };

@@ -20,6 +20,7 @@ import types
 from array import array
 
 import stubs
+from calls import follow, read_calls
 
 BLOCK = 16
 
@@ -176,26 +177,5 @@ class Peer:
         return self.match(salt, tokens).device_prefix_len
 
 
-def main():
-    peer = Peer()
-    with open(sys.argv[2], encoding="utf-8") as file:
-        lines = [line.split() for line in file]
-    for call, *words in lines:
-        match call:
-            case "start":
-                name, salt, *tokens = words
-                print(peer.start(name, None if salt == "-" else salt, [int(t) for t in tokens]))
-            case "compute":
-                peer.compute(words[0], int(words[1]))
-            case "append":
-                peer.append(words[0], [int(t) for t in words[1:]])
-            case "finish":
-                peer.finish(words[0])
-            case "probe":
-                salt, *tokens = words
-                print(peer.probe(None if salt == "-" else salt, [int(t) for t in tokens]))
-            case _:
-                sys.exit(f"{call} is no call of a trace")
-
-
-main()
+calls = read_calls(sys.argv[2])
+follow(calls, Peer())

@@ -15,6 +15,7 @@ import logging
 import sys
 
 import stubs
+from calls import follow, read_calls
 
 BLOCK = 16
 LONGEST = 1 << 20
@@ -124,26 +125,5 @@ class Peer:
         return self.manager.get_computed_blocks(self.request("probe", salt, tokens + [-1]))[1]
 
 
-def main():
-    with open(sys.argv[2], encoding="utf-8") as file:
-        lines = [line.split() for line in file]
-    peer = Peer(blocks=1 + sum(len(words) for words in lines))
-    for call, *words in lines:
-        match call:
-            case "start":
-                name, salt, *tokens = words
-                print(peer.start(name, None if salt == "-" else salt, [int(t) for t in tokens]))
-            case "compute":
-                peer.compute(words[0], int(words[1]))
-            case "append":
-                peer.append(words[0], [int(t) for t in words[1:]])
-            case "finish":
-                peer.finish(words[0])
-            case "probe":
-                salt, *tokens = words
-                print(peer.probe(None if salt == "-" else salt, [int(t) for t in tokens]))
-            case _:
-                sys.exit(f"{call} is no call of a trace")
-
-
-main()
+calls = read_calls(sys.argv[2])
+follow(calls, Peer(blocks=1 + sum(len(words) for words in calls)))
