@@ -486,8 +486,7 @@ class BasicPagedHost {
       return {StatusCode::kOutOfRange, "prompt and answer need more blocks than CacheOptions::slots"};
     for (GroupId g = 0; g < groups(); ++g)
       if (kinds_[g].kind == GroupKind::kFullAttention && kinds_[g].slots != 0 &&
-          (states + cache_->block_tokens(g) - 1) / cache_->block_tokens(g) >
-              kinds_[g].slots - (o.null_slot ? 1 : 0))
+          states > std::uint64_t{cache_->block_tokens(g)} * (kinds_[g].slots - (o.null_slot ? 1 : 0)))
         return {StatusCode::kOutOfRange, "prompt and answer need more blocks than KvGroup::slots of a group"};
     return {};
   }
