@@ -4,6 +4,12 @@
 // A small serving engine on llama.cpp: requests wait in line, take a slot, are prefilled chunk by chunk while others
 // decode, and yield tokens. It never blocks: every `step` does one round of work and says what came of it.
 //
+// The order of the line is that of line.hpp: by what is there of the prompt, with ageing. One request is prefilled at a
+// time, and the next is chosen when it is done; so of two that wait for the same prefix the second finds it, and it is
+// computed once. What is there for those that wait is announced to the cache, so that it does not go meanwhile. The samples
+// of a request share one prefill: the others fork from the first, as far as there are slots; those that come later share
+// the prompt as any other request would.
+//
 // Prefill is cut into chunks of kGrid tokens, counted from where it starts, and each is a decode call of its own.
 // llama.cpp rounds differently for calls of fewer than 64 tokens, of more, and of one; a request that asks for exact
 // reuse starts at a multiple of kGrid, goes through exactly the calls that a cold run makes there, and gets the same bits.
@@ -19,12 +25,12 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "line.hpp"
 #include "llama_engine.hpp"
 
 struct llama_sampler;
@@ -52,14 +58,15 @@ struct Request {
   bool exact = false;       // reuse only what gives bitwise the logits of a cold run in the same layout
   bool stop_at_end = true;  // stop at the model's end tokens
   Sampling sampling{};
+  std::uint32_t samples = 1;  // answers to the prompt; the i-th has the seed sampling.seed + i
   /// Without a cache: a sequence of the caller's own, at or above the slots, whose first `in_place_tokens` are the
   /// prompt's. The request starts from them, and when it ends the sequence goes on as the request did. This is the most
   /// that any cache can save.
   SequenceId in_place = kvstem::kNoSequence;
   std::uint32_t in_place_tokens = 0;
-  /// For tests and replays: the i-th token is forced[i], whatever the model says; further ones are sampled.
+  /// For tests and replays, of the first sample: the i-th token is forced[i], whatever the model says; further ones are sampled.
   std::vector<TokenId> forced{};
-  /// Gets the logits from which the i-th token is chosen. Must not call the engine.
+  /// Gets the logits from which the i-th token of the first sample is chosen. Must not call the engine.
   std::function<void(std::uint32_t i, std::span<const float> logits)> on_logits{};
 };
 
@@ -72,6 +79,11 @@ struct Report {
   std::uint32_t from_frontier = 0;
   std::uint32_t computed_tokens = 0;  // of the prompt; all the others, once it is prefilled
   std::uint32_t new_tokens = 0;
+  bool forked = false;             // the prompt is another sample's, which reports it
+  std::uint32_t overtaken = 0;     // later requests that started before it: kMostOvertaken at most
+  std::uint64_t waited_steps = 0;  // in line; then
+  std::uint64_t ran_steps =
+      0;  // from the first chunk on: one for each chunk, and one for each token but the first
 };
 
 enum class Finish : std::uint8_t { kEnd, kLength, kCancelled, kFailed };
@@ -79,6 +91,7 @@ enum class Finish : std::uint8_t { kEnd, kLength, kCancelled, kFailed };
 struct Event {
   enum class Kind : std::uint8_t { kFirstToken, kToken, kFinished };
   RequestNumber request = 0;
+  std::uint32_t sample = 0;  // of the request; each has its own kFinished
   Kind kind = Kind::kToken;
   TokenId token = -1;            // of kFirstToken and kToken; an end token is not among them
   Finish finish = Finish::kEnd;  // of kFinished, as is the rest
@@ -100,44 +113,69 @@ class Engine {
 
   /// Puts a request in line. Refused: an empty prompt, tokens outside the vocabulary, one that could never fit.
   Result<RequestNumber> submit(Request request);
-  /// Its kFinished comes with the next step. kStale: there is no such request (any more).
+  /// Ends all samples that are left of it, or one; a kFinished for each comes with the next step. kStale: there is no such
+  /// request or sample (any more).
   Status cancel(RequestNumber number);
+  Status cancel(RequestNumber number, std::uint32_t sample);
   /// One round: takes requests in, computes one token for every slot that decodes and one chunk for the oldest that
   /// prefills, and lets the cache export some of what is new. The events are valid until the next call.
   std::span<const Event> step();
   /// True while there is something to compute, to export or to tell.
   [[nodiscard]] bool busy() const noexcept;
 
+  /// Requests and samples that wait, and that run.
+  [[nodiscard]] std::size_t waiting() const noexcept { return line_.size(); }
+  [[nodiscard]] std::size_t running() const noexcept;
+  [[nodiscard]] std::uint32_t slots() const noexcept;
+  [[nodiscard]] std::uint64_t steps() const noexcept { return step_; }
+  /// Why a request would be refused; kOk if it would not.
+  [[nodiscard]] Status check(const Request& request) const;
+
  private:
   struct FreeSampler {
     void operator()(llama_sampler* sampler) const noexcept;
   };
   struct Slot;
+  /// What waits: a request, or samples of one that found no slot to fork into.
   struct Waiting {
-    RequestNumber number;
-    Request request;
+    std::shared_ptr<const Request> request;
+    std::vector<std::uint32_t> samples;
+    bool further = false;     // others of its samples started before
+    std::uint64_t since = 0;  // step
+    kvstem::AnnouncementId announcement{};
+    std::uint32_t announced_tokens = 0;  // 0: nothing is
   };
 
   void admit();
   void decode();
   void prefill();
   Status start(Slot& slot);
+  bool fork(Slot& from, Slot& to);
+  void fork_samples(Slot& slot, std::span<const float> logits);
   Status compute();
   void take_logits(Slot& slot, std::span<const float> logits);
   TokenId choose(Slot& slot, std::span<const float> logits);
   void leave(Slot& slot, bool good);
   void finish(Slot& slot, Finish how, Status status = {});
-  [[nodiscard]] std::uint64_t cells_of(const Request& request) const noexcept;
+  void finish_unforked(const Slot& slot, std::uint32_t sample, Finish how, Status status = {});
+  void give_up(RequestNumber number, const Waiting& waiting, std::uint32_t overtaken, std::uint32_t sample);
+  std::uint32_t look(Waiting& waiting);
+  void withdraw(Waiting& waiting);
+  void set_sampler(Slot& slot);
+  [[nodiscard]] kvstem::OpaqueRequest to_cache(const Request& request) const noexcept;
+  [[nodiscard]] std::shared_ptr<void> take_cells(std::uint64_t cells);
 
   LlamaEngine& llama_;
   Cache* cache_;
+  std::uint64_t cells_taken_ = 0;  // by what runs
   std::vector<Slot> slots_;
-  std::deque<Waiting> waiting_;
+  Line<Waiting> line_;
   std::vector<Event> events_, told_;
   std::vector<LlamaEngine::Feed> feeds_;
   std::vector<Slot*> fed_;
-  std::uint64_t cells_taken_ = 0;  // by the requests that run
   RequestNumber last_number_ = 0;
+  std::uint64_t step_ = 0;
+  bool stuck_ = false;  // who is next found no room, and nothing has changed since
 };
 
 }  // namespace kvstem_llama

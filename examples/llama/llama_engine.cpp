@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <mutex>
@@ -214,6 +215,8 @@ Status LlamaEngine::load(const LlamaEngineOptions& options) {
   batch_arrays_ = std::make_unique<Batch>(batch_, sequences_);
   model_digest_ = digest(model_files(model_.get(), options.model));
   if (model_digest_.empty()) return {StatusCode::kUnavailable, "the model file could not be read to its end"};
+  if (const char* format = llama_model_chat_template(model_.get(), nullptr); format != nullptr)
+    default_system_ = default_system_message(format);
   return learn_form();
 }
 
@@ -495,14 +498,36 @@ Result<std::string> LlamaEngine::detokenize(std::span<const TokenId> tokens, boo
   return text;
 }
 
+std::string default_system_message(std::string_view chat_template) {
+  constexpr std::string_view kBegin = "<|im_start|>system", kEnd = "<|im_end|>";
+  for (std::size_t at = 0; (at = chat_template.find(kBegin, at)) != std::string_view::npos;) {
+    std::string_view rest = chat_template.substr(at += kBegin.size());
+    if (rest.starts_with("\\n"))  // as Jinja writes a new line in a string
+      rest.remove_prefix(2);
+    else if (rest.starts_with("\n"))
+      rest.remove_prefix(1);
+    else
+      continue;
+    const std::string_view text = rest.substr(0, rest.find(kEnd));
+    // A quote or a brace: the string ends, and something that is computed follows.
+    if (text.size() == rest.size() || text.empty() || text.find_first_of("'\"{}\\") != std::string_view::npos)
+      continue;
+    return std::string(text);
+  }
+  return {};
+}
+
 Result<std::string> LlamaEngine::chat(std::span<const ChatMessage> messages) const noexcept {
   std::string text;
   const Status status = guarded([&]() -> Status {
     std::vector<llama_chat_message> list;
-    for (const ChatMessage& message : messages) {
-      list.push_back({message.role.c_str(), message.content.c_str()});
-      text.append(message.role.size() + message.content.size() + 64, ' ');
-    }
+    const auto add = [&](const char* role, const std::string& content) {
+      list.push_back({role, content.c_str()});
+      text.append(std::strlen(role) + content.size() + 64, ' ');
+    };
+    if (!messages.empty() && messages.front().role != "system" && !default_system_.empty())
+      add("system", default_system_);
+    for (const ChatMessage& message : messages) add(message.role.c_str(), message.content);
     text.append(64, ' ');
     const char* format = llama_model_chat_template(model_.get(), nullptr);
     const auto fill = [&] {

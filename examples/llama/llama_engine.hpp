@@ -57,6 +57,10 @@ struct LlamaEngineOptions {
   std::uint32_t threads = 0;    // 0: as many as the machine has
 };
 
+/// The system message that a chat template (a model's Jinja text of the ChatML family) puts before a conversation that begins
+/// without one; empty if it has none. llama.cpp knows formats by sight, and does not run the text.
+[[nodiscard]] std::string default_system_message(std::string_view chat_template);
+
 struct ChatMessage {
   std::string role;  // "system", "user", "assistant"
   std::string content;
@@ -125,8 +129,8 @@ class LlamaEngine {
   [[nodiscard]] Result<std::vector<TokenId>> tokenize(std::string_view text, bool special,
                                                       bool begin = true) const noexcept;
   [[nodiscard]] Result<std::string> detokenize(std::span<const TokenId> tokens, bool special) const noexcept;
-  /// The model's own chat format, with the beginning of the assistant's answer. Formats that llama.cpp does not know
-  /// are kUnsupported.
+  /// The model's own chat format, with the beginning of the assistant's answer. A conversation that does not begin with a
+  /// system message gets the model's default one, if it has one. Formats that llama.cpp does not know are kUnsupported.
   [[nodiscard]] Result<std::string> chat(std::span<const ChatMessage> messages) const noexcept;
 
  private:
@@ -152,6 +156,7 @@ class LlamaEngine {
   const llama_vocab* vocab_ = nullptr;
   StateForm form_;
   std::string model_digest_;
+  std::string default_system_;
   std::uint32_t vocab_size_ = 0;
   std::uint32_t sequences_ = 0;  // the two ids above are ours: see the source
   std::uint32_t sequence_tokens_ = 0;

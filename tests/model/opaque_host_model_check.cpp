@@ -81,6 +81,22 @@ void run(const Walk& walk) {
       return fails;
     };
 
+  struct Waiting {
+    AnnouncementId id;
+    Conversation conversation;
+    std::uint32_t protected_tokens;  // whole blocks in host memory when it was announced
+  };
+  std::vector<Waiting> waiting;
+  const auto in_host_memory = [&](const Conversation& c) {
+    // A probe of the cache alone: residents and frontiers may go at any time.
+    auto reader = host.cache().register_reader();
+    REQUIRE(reader.ok());
+    ProbeRange ranges[3];
+    const auto found = host.cache().probe(
+        *reader, {.scope = scopes[c.scope], .tokens = c.tokens, .extras = c.extras}, ranges);
+    REQUIRE(found.ok());
+    return ready_tokens(*found);
+  };
   struct Running {
     OpaqueRequestId id;
     SequenceId sequence;
@@ -106,10 +122,20 @@ void run(const Walk& walk) {
       for (std::uint32_t k = below(12) + 1; k-- > 0;) c.tokens.push_back(static_cast<TokenId>(below(3)));
       const std::uint32_t grid = below(5) == 0 ? 16 : 0;
       const bool reuse = below(20) != 0;
-      const auto a = host.begin({.prompt = {.scope = scopes[c.scope], .tokens = c.tokens, .extras = c.extras},
-                                 .session = static_cast<std::uint64_t>(&c - conversations.data()) + 1,
-                                 .grid_tokens = grid,
-                                 .reuse = reuse});
+      const OpaqueRequest request{
+          .prompt = {.scope = scopes[c.scope], .tokens = c.tokens, .extras = c.extras},
+          .session = static_cast<std::uint64_t>(&c - conversations.data()) + 1,
+          .grid_tokens = grid,
+          .reuse = reuse};
+      if (below(2) == 0 && waiting.size() < 4) {
+        const auto id = host.announce(request);
+        REQUIRE(id.ok());
+        waiting.push_back({*id, c, reuse ? in_host_memory(c) : 0});
+        ++happened["announce"];
+      }
+      const std::uint32_t probed = host.probe(request);
+      const std::uint64_t failures = host.stats().failed_imports + host.stats().failed_shares;
+      const auto a = host.begin(request);
       if (!a.ok()) {
         ++happened[a.status().code() == StatusCode::kExhausted ? "begin: all busy" : "begin: engine refused"];
         if (running.size() < 3) host.work();
@@ -125,6 +151,12 @@ void run(const Walk& walk) {
         REQUIRE(a->from_resident + a->from_host + a->from_frontier == a->reused_tokens);
         REQUIRE((grid == 0 || a->reused_tokens % grid == 0));
         REQUIRE((reuse || a->reused_tokens == 0));
+        // What a probe promises is found. (By another grid, or if something fails or makes way, there may be less.)
+        if (grid == 0 && host.stats().failed_imports + host.stats().failed_shares == failures) {
+          REQUIRE(a->reused_tokens <= probed);
+          happened["probe: exact"] += a->reused_tokens == probed;
+          happened["probe: too much"] += a->reused_tokens < probed;
+        }
         ++requests;
         prompt_tokens += c.tokens.size();
         reused += a->reused_tokens;
@@ -150,6 +182,31 @@ void run(const Walk& walk) {
         ++appended;
         ++happened["decode"];
       }
+    } else if (choice == 7 && !running.empty() && below(3) == 0) {
+      const Running& r = running[below(running.size())];
+      const auto a = host.fork(r.id);
+      if (r.at < r.tokens.size()) {
+        REQUIRE(a.status().code() == StatusCode::kWrongState);
+        ++happened["fork: too early"];
+      } else if (!a.ok()) {
+        REQUIRE((a.status().code() == StatusCode::kExhausted || walk.faults));
+        ++happened[a.status().code() == StatusCode::kExhausted ? "fork: all busy" : "fork: engine refused"];
+      } else {
+        REQUIRE(a->reused_tokens == r.tokens.size());
+        REQUIRE(engine.holds(a->sequence, r.tokens));
+        ++happened["fork"];
+        const Running child{a->request, a->sequence, r.conversation, r.tokens, r.at};
+        running.push_back(child);
+      }
+    } else if (choice == 7 && !waiting.empty() && below(4) == 0) {
+      const std::size_t i = below(waiting.size());
+      const Waiting w = waiting[i];
+      waiting.erase(waiting.begin() + static_cast<std::ptrdiff_t>(i));
+      // It may have become more meanwhile. An import that failed takes its block from the cache, whoever needs it.
+      if (!walk.faults) REQUIRE(in_host_memory(w.conversation) >= w.protected_tokens);
+      happened["withdraw: was protected"] += w.protected_tokens > 0;
+      REQUIRE(host.withdraw(w.id).ok());
+      REQUIRE(host.withdraw(w.id).code() == StatusCode::kStale);
     } else if (choice == 7) {
       const std::size_t bytes = host.work();
       REQUIRE(bytes <= 4 * kBlock * 8);
@@ -176,6 +233,7 @@ void run(const Walk& walk) {
   }
 
   for (const Running& r : running) REQUIRE(host.abort(r.id).ok());
+  for (const Waiting& w : waiting) REQUIRE(host.withdraw(w.id).ok());
   // With nothing running, everything that was committed is out after a bounded number of steps.
   int steps = 0;
   while (host.unstored_blocks() > 0 && steps < 100) host.work(), ++steps;
@@ -200,6 +258,9 @@ void run(const Walk& walk) {
   if (walk.resident_tokens > 0) CHECK(happened["from resident"] > 100);
   if (walk.frontiers > 0) CHECK(happened["from frontier"] > 20);
   CHECK(happened["from host"] > 100);
+  CHECK(happened["fork"] > 100);
+  CHECK(happened["withdraw: was protected"] > 100);
+  CHECK(happened["probe: exact"] > 20 * happened["probe: too much"]);
   if (walk.faults)
     for (const char* what : {"export failed", "import failed"}) CHECK(happened[what] > 20);
 }

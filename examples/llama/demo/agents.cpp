@@ -79,7 +79,7 @@ void BusyArm::serve(std::vector<Turn>& turns, bool first_alone, const Setting& s
   struct Running {
     std::size_t turn = 0;
     Reuse expected;
-    std::uint32_t in_place = 0, tokens = 0;
+    std::uint32_t in_place = 0, tokens = 0, overtaken = 0;
     std::uint32_t same = 0;  // tokens chosen as in the arm that served it first
     bool forced = false;
   };
@@ -119,12 +119,24 @@ void BusyArm::serve(std::vector<Turn>& turns, bool first_alone, const Setting& s
   const double start = now();
   for (std::size_t i = 0; i < (first_alone ? 1 : turns.size()); ++i) submit(i);
   while (engine_->busy()) {
-    // The engine takes requests in the order of the line as slots are free, at the beginning of a step.
-    for (; busy_slots < slots_ && !line.empty(); ++busy_slots, ++prefilling, line.pop_front()) {
-      Running& r = running[line.front()];
+    // At the beginning of a step the engine takes one request, if a slot is free and none is being prefilled: the one of
+    // which most is there, but nobody passes one that was overtaken too often.
+    if (busy_slots < slots_ && prefilling == 0 && !line.empty()) {
+      std::size_t next = 0, most = 0;
+      for (std::size_t i = 0; i < line.size(); ++i) {
+        const Running& r = running[line[i]];
+        const std::size_t there = kind_ == kKvstem ? naive_.find(turns[r.turn].prompt).total() : 0;
+        if (there > most) next = i, most = there;
+        if (r.overtaken == kMostOvertaken) break;
+      }
+      const RequestNumber number = line[next];
+      for (std::size_t i = 0; i < next; ++i) ++running[line[i]].overtaken;
+      line.erase(line.begin() + static_cast<std::ptrdiff_t>(next));
+      Running& r = running[number];
       const Tokens& prompt = turns[r.turn].prompt;
       new_tokens += prompt.size() - naive_.repeated(prompt);
       if (kind_ == kKvstem) r.expected = naive_.begin(prompt);
+      ++busy_slots, ++prefilling;
     }
     const bool only_decodes = prefilling == 0;
     const double before = now();
@@ -136,6 +148,9 @@ void BusyArm::serve(std::vector<Turn>& turns, bool first_alone, const Setting& s
       Running& r = running[e.request];
       Turn& turn = turns[r.turn];
       if (e.kind != Event::Kind::kFinished) {
+        Tokens state = turn.prompt;  // the token chosen last is not computed yet
+        state.insert(state.end(), turn.reply.begin(), turn.reply.begin() + r.tokens);
+        naive_.running(e.request, state);
         turn.reply[r.tokens++] = e.token;
         if (e.kind == Event::Kind::kToken) {
           ++tokens;
@@ -157,6 +172,7 @@ void BusyArm::serve(std::vector<Turn>& turns, bool first_alone, const Setting& s
         wrong.compare(turn.prompt.size(), r.expected, found, cost.computed_tokens);
       Tokens state = turn.prompt;
       state.insert(state.end(), turn.reply.begin(), turn.reply.end() - 1);
+      naive_.ended(e.request);
       naive_.end(state, turn.session, r.expected.total() > 0);
       ++requests;
       if (r.forced) {

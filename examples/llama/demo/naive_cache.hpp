@@ -52,17 +52,48 @@ class NaiveCache {
 
   /// `grid` as in OpaqueRequest::grid_tokens.
   Reuse begin(std::span<const TokenId> prompt, std::uint32_t grid = 0) {
+    const Sequence* donor = nullptr;
+    const Reuse reuse = find(prompt, grid, donor);
+    if (donor != nullptr) const_cast<Sequence*>(donor)->used = ++clock_;
+    return reuse;
+  }
+  /// What `begin` would find, and nothing changes.
+  [[nodiscard]] Reuse find(std::span<const TokenId> prompt, std::uint32_t grid = 0) const {
+    const Sequence* donor = nullptr;
+    return find(prompt, grid, donor);
+  }
+
+  /// A request that runs: these tokens are in its sequence now, and others may share them. Until `end`.
+  void running(std::uint64_t request, const Tokens& tokens) {
+    for (Sequence& s : running_)
+      if (s.request == request) return void(s.tokens = tokens);
+    running_.push_back({.tokens = tokens, .used = ++clock_, .request = request});
+  }
+  void ended(std::uint64_t request) {
+    std::erase_if(running_, [&](const Sequence& s) { return s.request == request; });
+  }
+
+ private:
+  struct Sequence {
+    Tokens tokens{};
+    std::uint64_t session = 0;
+    std::uint32_t grid = 0;
+    std::uint64_t used = 0;
+    std::uint64_t request = 0;
+  };
+
+  Reuse find(std::span<const TokenId> prompt, std::uint32_t grid, const Sequence*& donor) const {
     const auto most = static_cast<std::uint32_t>(prompt.size()) - 1;
     const auto same = [&](const Sequence& s) {
       const std::uint32_t n = std::min(common(s.tokens, prompt), most);
       return grid == 0 ? n : floor(std::min(n, s.grid), grid);
     };
     Reuse reuse;
-    Sequence* donor = nullptr;
-    for (Sequence& s : residents_)
-      if (same(s) > reuse.resident || (donor != nullptr && same(s) == reuse.resident && s.used > donor->used))
-        reuse.resident = same(s), donor = &s;
-    if (donor != nullptr) donor->used = ++clock_;
+    for (const auto* list : {&residents_, &running_})
+      for (const Sequence& s : *list)
+        if (same(s) > reuse.resident ||
+            (donor != nullptr && same(s) == reuse.resident && s.used > donor->used))
+          reuse.resident = same(s), donor = &s;
     std::uint32_t whole = 0;
     for (const Sequence& s : computed_) whole = std::max(whole, floor(same(s), block_));
     if (whole > reuse.resident) {  // blocks come whole: the resident's part of one gives way to it
@@ -76,14 +107,17 @@ class NaiveCache {
     return reuse;
   }
 
+ public:
   /// The state of these tokens is there; their whole blocks are found by others. The first `grid` of them were computed
   /// on the grid.
-  void computed(const Tokens& tokens, std::uint32_t grid = 0) { computed_.push_back({tokens, 0, grid, 0}); }
+  void computed(const Tokens& tokens, std::uint32_t grid = 0) {
+    computed_.push_back({.tokens = tokens, .grid = grid});
+  }
 
   /// A request ended; `reused`: it found something when it began.
   void end(const Tokens& tokens, std::uint64_t session, bool reused, std::uint32_t grid = 0) {
     computed(tokens, grid);
-    Sequence now{tokens, session, grid, 0};
+    Sequence now{.tokens = tokens, .session = session, .grid = grid};
     if (size(now) % block_ != 0) {
       now.used = ++clock_;
       std::erase_if(frontiers_, [&](const Sequence& s) {  // an older turn's
@@ -114,12 +148,6 @@ class NaiveCache {
   }
 
  private:
-  struct Sequence {
-    Tokens tokens;
-    std::uint64_t session = 0;
-    std::uint32_t grid = 0;
-    std::uint64_t used = 0;
-  };
   static std::uint32_t size(const Sequence& s) { return static_cast<std::uint32_t>(s.tokens.size()); }
   static std::uint32_t floor(std::uint32_t n, std::uint32_t unit) { return n - n % unit; }
   static std::uint32_t common(std::span<const TokenId> a, std::span<const TokenId> b) {
@@ -130,7 +158,7 @@ class NaiveCache {
 
   std::uint32_t block_, budget_;
   std::uint64_t clock_ = 0;
-  std::vector<Sequence> computed_, residents_, frontiers_;
+  std::vector<Sequence> computed_, residents_, frontiers_, running_;
 };
 
 }  // namespace kvstem_llama::demo

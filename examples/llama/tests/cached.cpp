@@ -11,31 +11,6 @@ using namespace kvstem_llama::test;
 
 namespace {
 
-constexpr std::uint32_t kBlock = 32;
-
-struct House {
-  std::unique_ptr<LlamaEngine> llama;
-  std::unique_ptr<Engine::Cache> cache;
-  std::unique_ptr<Engine> engine;
-  kvstem::ScopeId scope{};
-
-  House(std::uint32_t slots, const kvstem::OpaqueHostOptions& given, std::uint32_t cells = 4096,
-        std::uint32_t sequences = 12)
-      : llama(open_tiny(cells, sequences)) {
-    kvstem::OpaqueHostOptions options = given;
-    options.requests = slots;
-    auto made = Engine::Cache::create(*llama, options);
-    INFO(made.status().message());
-    REQUIRE(made.ok());
-    cache = std::move(*made);
-    scope = *cache->open_scope(llama->scope());
-    engine = std::make_unique<Engine>(*llama, slots, cache.get());
-  }
-  std::vector<TokenId> random(std::mt19937_64& rng, std::size_t n) const {
-    return random_tokens(rng, n, llama->vocab_size());
-  }
-};
-
 /// Runs one request to its end. Returns what it said; `report` what it cost.
 std::vector<TokenId> ask(House& house, Request request, Report& report) {
   request.scope = house.scope;
@@ -68,7 +43,7 @@ std::vector<TokenId> ask(House& house, Request request, Report& report) {
 
 TEST_CASE("a turn computes its new tokens only, at every length and with or without residents") {
   for (const std::uint32_t residents : {0u, 2048u}) {
-    House house(2, {.block_tokens = kBlock, .resident_tokens = residents});
+    House house(2, {.block_tokens = kHouseBlock, .resident_tokens = residents});
     std::mt19937_64 rng(seed("turns"));
     std::vector<TokenId> history = house.random(rng, 40 + rng() % 100);
     std::uint64_t from_resident = 0, from_frontier = 0, from_host = 0;
@@ -100,7 +75,7 @@ TEST_CASE("a turn computes its new tokens only, at every length and with or with
 }
 
 TEST_CASE("a session keeps one frontier, so that a busy one does not push out the others") {
-  House house(1, {.block_tokens = kBlock, .resident_tokens = 0, .frontiers = 2});
+  House house(1, {.block_tokens = kHouseBlock, .resident_tokens = 0, .frontiers = 2});
   std::mt19937_64 rng(seed("two sessions"));
   std::vector<TokenId> quiet = house.random(rng, 50), busy = house.random(rng, 50);
   const auto turn = [&](std::vector<TokenId>& history, std::uint64_t session) {
@@ -116,7 +91,7 @@ TEST_CASE("a session keeps one frontier, so that a busy one does not push out th
 }
 
 TEST_CASE("requests that share a beginning compute it once") {
-  House house(2, {.block_tokens = kBlock});
+  House house(2, {.block_tokens = kHouseBlock});
   std::mt19937_64 rng(seed("shared beginning"));
   const auto system = house.random(rng, 500);
   for (int agent = 0; agent < 6; ++agent) {
@@ -129,13 +104,13 @@ TEST_CASE("requests that share a beginning compute it once") {
               {.tokens = tokens, .max_new_tokens = 10, .session = static_cast<std::uint64_t>(agent + 1)},
               report);
     // Whole blocks from host memory; once a sequence with this beginning is resident, every token of it.
-    CHECK(report.reused_tokens == (agent == 0 ? 0 : agent == 1 ? 500 / kBlock * kBlock : 500));
+    CHECK(report.reused_tokens == (agent == 0 ? 0 : agent == 1 ? 500 / kHouseBlock * kHouseBlock : 500));
   }
 }
 
 TEST_CASE("with exact reuse logits are bitwise those of a cold run in the same layout") {
   // Without residents the cells of a request are the first ones, in order, as they are for a cold run.
-  House warm(1, {.block_tokens = kBlock, .resident_tokens = 0});
+  House warm(1, {.block_tokens = kHouseBlock, .resident_tokens = 0});
   auto llama = open_tiny(4096, 12);
   std::mt19937_64 rng(seed("exact reuse"));
   std::vector<TokenId> base;
@@ -175,7 +150,7 @@ TEST_CASE("with exact reuse logits are bitwise those of a cold run in the same l
 TEST_CASE("a busy engine with little room loses no request and reuses nothing wrong") {
   // Teacher forcing and a cold run's logits show any state that is not that of its prefix: it would be off by more than
   // rounding.
-  House house(4, {.block_tokens = kBlock, .host_bytes = 1 << 20, .resident_tokens = 600}, 1536, 9);
+  House house(4, {.block_tokens = kHouseBlock, .host_bytes = 1 << 20, .resident_tokens = 600}, 1536, 9);
   auto llama = open_tiny(2048, 1);
   std::mt19937_64 rng(seed("little room"));
   std::vector<std::vector<TokenId>> systems;
@@ -270,7 +245,7 @@ TEST_CASE("a busy engine with little room loses no request and reuses nothing wr
 }
 
 TEST_CASE("what one tenant computed another never gets") {
-  House house(1, {.block_tokens = kBlock});
+  House house(1, {.block_tokens = kHouseBlock});
   std::mt19937_64 rng(21);
   const auto tokens = house.random(rng, 200);
   Report report;
@@ -283,7 +258,7 @@ TEST_CASE("what one tenant computed another never gets") {
 }
 
 TEST_CASE("a request without reuse neither takes nor leaves anything") {
-  House house(1, {.block_tokens = kBlock});
+  House house(1, {.block_tokens = kHouseBlock});
   std::mt19937_64 rng(22);
   const auto tokens = house.random(rng, 200);
   Report report;

@@ -137,3 +137,22 @@ TEST_CASE("text goes to tokens and back") {
   CHECK(engine->tokenize("", true)->empty());
   CHECK(engine->tokenize("a\xff\xfe\xc3(", true).ok());
 }
+
+TEST_CASE("a chat template's default system message is found, where it has one") {
+  CHECK(default_system_message("{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}") == "Be kind");
+  CHECK(default_system_message("{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}"
+                               "{{- '<|im_start|>system\\nYou are Q.<|im_end|>\\n' }}") == "You are Q.");
+  CHECK(default_system_message("{{ '<|im_start|>system\n' + m + '<|im_end|>' }}").empty());
+  CHECK(default_system_message("<|im_start|>system\nno end").empty());
+  CHECK(default_system_message("<|im_start|>system\n<|im_end|>").empty());
+  CHECK(default_system_message("").empty());
+
+  const auto engine = open({.model = kSmolLM2, .cells = 256, .threads = 1});
+  const ChatMessage hello[] = {{"user", "Hello"}};
+  CHECK(*engine->chat(hello) ==
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n");
+  const ChatMessage own[] = {{"system", "Be kind."}, {"user", "Hello"}};
+  CHECK(*engine->chat(own) ==
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n");
+}

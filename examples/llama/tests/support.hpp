@@ -49,6 +49,32 @@ inline std::vector<TokenId> random_tokens(std::mt19937_64& rng, std::size_t n, s
   return tokens;
 }
 
+inline constexpr std::uint32_t kHouseBlock = 32;  // tokens of a block in the tests
+
+/// The tiny model behind a cache and an engine.
+struct House {
+  std::unique_ptr<LlamaEngine> llama;
+  std::unique_ptr<Engine::Cache> cache;
+  std::unique_ptr<Engine> engine;
+  kvstem::ScopeId scope{};
+
+  House(std::uint32_t slots, const kvstem::OpaqueHostOptions& given, std::uint32_t cells = 4096,
+        std::uint32_t sequences = 12)
+      : llama(open_tiny(cells, sequences)) {
+    kvstem::OpaqueHostOptions options = given;
+    options.requests = slots;
+    auto made = Engine::Cache::create(*llama, options);
+    INFO(made.status().message());
+    REQUIRE(made.ok());
+    cache = std::move(*made);
+    scope = *cache->open_scope(llama->scope());
+    engine = std::make_unique<Engine>(*llama, slots, cache.get());
+  }
+  std::vector<TokenId> random(std::mt19937_64& rng, std::size_t n) const {
+    return random_tokens(rng, n, llama->vocab_size());
+  }
+};
+
 /// Computes tokens[begin, end) of a sequence, cut at multiples of `grid`; logits after the last one only.
 inline Status prefill(LlamaEngine& engine, SequenceId sequence, const std::vector<TokenId>& tokens,
                       std::uint32_t begin, std::uint32_t end, std::uint32_t grid = kGrid) {

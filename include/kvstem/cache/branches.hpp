@@ -172,6 +172,7 @@ Result<std::uint32_t> BasicCache<Policy>::fork(std::uint32_t lease) noexcept {
   r = parent;
   r.generation = generation;
   r.forked = r.started = true;
+  r.announced = false;
   r.pinned = kNoRun;
   r.prompt_tokens = r.known = r.scheduled = r.committed;
   r.grid_tokens = std::min(r.grid_tokens, r.committed);

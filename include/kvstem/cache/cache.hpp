@@ -367,6 +367,7 @@ class BasicCache {
     bool started;          // something was reserved or committed: the match is final
     bool given_up;         // aborted before it started: an attempt, and no request
     bool forked;           // no request of its own
+    bool announced;        // of a request that waits: it only pins
     std::uint32_t helped;  // tokens that would have matched if states had been kept everywhere
     std::uint32_t generation;
     std::uint32_t scope;
@@ -935,7 +936,7 @@ class BasicCache {
     op(FlightOp::kAcquire);
     put(shape.scope, shape.tokens, shape.how.session, shape.how.now_ms, shape.how.grid_tokens,
         shape.how.have_tokens, shape.how.max_hit_tokens, static_cast<std::uint32_t>(shape.how.reuse),
-        static_cast<std::uint32_t>(shape.how.publish));
+        static_cast<std::uint32_t>(shape.how.publish) | static_cast<std::uint32_t>(shape.how.announce) << 1);
   }
 
   /// Keeps the marks of the prompt's last, unfinished block for when it is finished.
@@ -973,7 +974,8 @@ class BasicCache {
     r.prompt_tokens = r.known = shape.tokens;
     r.last_scope = shape.scope;
     r.grid = shape.how.grid_tokens;
-    r.shared = r.publishing = r.storing = shape.how.publish && shape.how.reuse;
+    r.announced = shape.how.announce;
+    r.shared = r.publishing = r.storing = shape.how.publish && shape.how.reuse && !r.announced;
 
     r.moved = r.published = {root_keys_[shape.scope], 0};
     r.place = match.place;
@@ -992,14 +994,15 @@ class BasicCache {
                .matched_blocks = match.ready,
                .computed_blocks = 0,
                .retention = {}};
-    policy_.on_request_begin(r.facts);
+    if (!r.announced) policy_.on_request_begin(r.facts);
     split(r.place, source);
     repin(r);
-    for_each_run(r.place, [&](RunId run, std::uint32_t blocks) { policy_.on_hit(run, blocks); });
+    if (!r.announced)
+      for_each_run(r.place, [&](RunId run, std::uint32_t blocks) { policy_.on_hit(run, blocks); });
     if (groups_.any()) groups_.attach(view(lease), usable);
     decided(std::uint64_t{lease} << 32 | usable);
     if constexpr (Policy::kKeys != PolicyKeys::kNone)
-      shape.how.reuse ? report_path(r.place, shape.scope, source) : policy_.on_path({}, 0);
+      if (!r.announced) shape.how.reuse ? report_path(r.place, shape.scope, source) : policy_.on_path({}, 0);
     if (r.publishing && r.place.blocks < source.blocks())
       r.publishing = extend(lease, source, source.blocks());
     if (in_place()) fill_table(lease, 0, usable);
@@ -1369,7 +1372,7 @@ class BasicCache {
   }
 
   void account(const LeaseRecord& r) noexcept {
-    if (r.given_up || r.forked) return;
+    if (r.given_up || r.forked || r.announced) return;
     const std::uint32_t hit = r.matched * options_.block_tokens;
     ++stats_.requests;
     stats_.queried_tokens += r.prompt_tokens;
@@ -1392,8 +1395,10 @@ class BasicCache {
     LeaseRecord& r = leases_[lease];
     account(r);
     r.facts.retention = r.retention;
-    policy_.on_request_end(r.facts);
-    for_each_run(r.place, [&](RunId used, std::uint32_t blocks) { policy_.on_release(used, blocks); });
+    if (!r.announced) {
+      policy_.on_request_end(r.facts);
+      for_each_run(r.place, [&](RunId used, std::uint32_t blocks) { policy_.on_release(used, blocks); });
+    }
     if (groups_.any()) {
       groups_.finish(view(lease));
       r.open -= groups_.take_dropped_open();

@@ -64,6 +64,9 @@ struct AcquireOptions {
       ~std::uint32_t{0};  // the hit is no longer than this (who wants logits of the prompt: 0)
   bool reuse = true;      // false: match nothing and publish nothing (a measurement, a canary)
   bool publish = true;    // false: what is computed stays private to the lease
+  /// For a request that waits in line: what is there for it is not evicted while the lease lives. Nothing is published,
+  /// and neither the counters nor the policy hear of it. Release it when the request's own `acquire` has been called.
+  bool announce = false;
 };
 
 /// Where a stretch of a prompt's tokens is.

@@ -63,7 +63,9 @@ Status BasicCache<Policy>::replay_next(FlightReader& log) noexcept {
       shape.how.have_tokens = u32();
       shape.how.max_hit_tokens = u32();
       shape.how.reuse = u32() != 0;
-      shape.how.publish = u32() != 0;
+      const std::uint32_t flags = u32();
+      shape.how.publish = (flags & 1) != 0;
+      shape.how.announce = (flags & 2) != 0;
       const std::uint32_t lease = free_lease();
       if (lease == options_.max_leases || shape.scope >= scope_count_.load(std::memory_order_relaxed) ||
           shape.tokens > options_.max_lease_tokens) {

@@ -7,14 +7,18 @@
 // testing/digest_engine.hpp is a whole one. For an engine with a paged pool of its own use
 // the Cache directly.
 //
-// What is reused, in this order: a RESIDENT (a sequence kept inside the engine; shared token by token, no copy), then
-// whole BLOCKS from host memory, then a FRONTIER (the tokens of a sequence behind its last whole block, kept as bytes).
-// All three are proved by comparing tokens. So the next turn of a conversation computes its new tokens only.
+// What is reused, in this order: a RESIDENT (a sequence kept inside the engine, or one that still runs; shared token by
+// token, no copy), then whole BLOCKS from host memory, then a FRONTIER (the tokens of a sequence behind its last whole
+// block, kept as bytes). All three are proved by comparing tokens. So the next turn of a conversation computes its new
+// tokens only, and of two requests that come together the second shares what the first has computed so far.
 //
 // Residents cost every decode step, so they have a budget of tokens, and a sequence becomes one on its second use: when
 // it reused something itself. Committed blocks are exported between decodes, by `work`, at most `step_bytes` at a time;
 // a sequence whose request ended is kept until its blocks are out (and is shared meanwhile, as a resident is). So call
 // `work` once in every step, and when idle until it returns 0: `begin` needs a sequence that is not waiting.
+//
+// A request that waits in line: `probe` says how much of it is there now, for an order of the line; `announce` keeps that
+// from being evicted until its turn comes.
 //
 // Guarantees: a damaged or refused import is a miss from that block on. Nothing runs but inside your calls, on your
 // thread. Nothing allocates after `create` (but open_scope).
@@ -44,6 +48,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -91,6 +96,7 @@ struct OpaqueHostOptions {
   std::uint32_t requests = 4;            // at once; the engine's other sequences may become residents
   std::uint32_t resident_tokens = 4096;  // cells that residents may hold together; 0: no residents
   std::uint32_t frontiers = 64;          // unfinished blocks that are kept
+  std::uint32_t announcements = 16;      // at once
   std::size_t step_bytes = std::size_t{8} << 20;  // most bytes exported by one `work`
   std::uint32_t max_scopes = 64;
   std::uint32_t max_changes = 0;  // see CacheOptions
@@ -115,6 +121,11 @@ struct OpaqueRequestId {
   std::uint32_t index = 0, generation = 0;
 };
 
+/// A prompt whose state is protected, between announce and withdraw.
+struct AnnouncementId {
+  std::uint32_t index = 0, generation = 0;
+};
+
 struct Admission {
   OpaqueRequestId request;
   SequenceId sequence = kNoSequence;  // the engine computes in this one, from position reused_tokens on
@@ -131,6 +142,7 @@ struct OpaqueHostStats {
   std::uint64_t exported_bytes = 0, imported_bytes = 0, largest_step_bytes = 0;
   std::uint64_t failed_imports = 0, failed_exports = 0, failed_shares = 0;
   std::uint64_t residents_admitted = 0, residents_dropped = 0;
+  std::uint64_t forks = 0;  // not among the requests
 };
 
 /// `Policy` says which blocks of host memory go first; see policy/eviction_policy.hpp for which there are.
@@ -183,7 +195,7 @@ class OpaqueHost {
     if (request.prompt.tokens.size() > capacity_.sequence_tokens)
       return Status(StatusCode::kOutOfRange, "the prompt is longer than the engine's longest sequence");
     // The donor is found first, so that it is not the resident that makes way.
-    const Found donor = request.reuse ? best_resident(request, most) : Found{};
+    const Found donor = request.reuse ? best_donor(request.prompt, request.grid_tokens, most) : Found{};
     SequenceId sequence = free_sequence(donor.tokens > 0 ? donor.index : capacity_.sequences);
     // Where the donor holds the only sequence there is, the request goes on in it.
     const bool takes_over =
@@ -224,6 +236,7 @@ class OpaqueHost {
     Known& known = sequences_[sequence];
     known = {};
     known.state = Known::kRunning;
+    known.used = ++clock_;
     known.lease = std::move(*lease);
     remember(known, sequence_tokens_of(sequence), request);
     r = {.active = true, .publish = request.publish, .generation = r.generation + 1, .sequence = sequence};
@@ -266,6 +279,100 @@ class OpaqueHost {
     stats_.host_tokens += admission.from_host;
     stats_.frontier_tokens += admission.from_frontier;
     return admission;
+  }
+
+  /// A second answer to the same prompt: a request that starts with all that this one has computed and appended. Nothing is
+  /// left to compute, so the engine chooses its next token from the logits that it has. kWrongState before the prompt is
+  /// computed; kExhausted as `begin`; kUnavailable if the engine would not share.
+  [[nodiscard]] Result<Admission> fork(OpaqueRequestId id) noexcept {
+    const Request* r = find(id);
+    if (r == nullptr) return stale();
+    if (sequences_[r->sequence].have < sequences_[r->sequence].prompt_tokens)
+      return Status(StatusCode::kWrongState, "the prompt is not computed yet: fork when it is");
+    const std::uint32_t index = free_request();
+    const SequenceId sequence = index == options_.requests ? kNoSequence : free_sequence(capacity_.sequences);
+    if (sequence == kNoSequence)
+      return Status(StatusCode::kExhausted,
+                    "all requests are running, or all sequences wait for their exports: try again later");
+    const Known& from = sequences_[r->sequence];
+    if (!engine_->share_range(r->sequence, sequence, {0, from.have}).ok()) {
+      ++stats_.failed_shares;
+      (void)engine_->drop_range(sequence, {0, kToEnd});
+      return Status(StatusCode::kUnavailable, "the engine would not share the sequence");
+    }
+    auto lease = sequences_[r->sequence].lease.fork();
+    if (!lease.ok()) {
+      (void)engine_->drop_range(sequence, {0, kToEnd});
+      return lease.status();
+    }
+    Known& known = sequences_[sequence];
+    known = {};
+    known.state = Known::kRunning;
+    known.used = ++clock_;
+    known.lease = std::move(*lease);
+    known.reused = true;
+    known.have = from.have;
+    known.grid_tokens = from.grid_tokens;
+    copy_identity(from, sequence_tokens_of(r->sequence), known, sequence_tokens_of(sequence));
+    requests_[index] = {.active = true,
+                        .publish = r->publish,
+                        .generation = requests_[index].generation + 1,
+                        .sequence = sequence};
+    ++stats_.forks;
+    return Admission{.request = {index, requests_[index].generation},
+                     .sequence = sequence,
+                     .reused_tokens = known.have,
+                     .from_resident = known.have,
+                     .from_host = 0,
+                     .from_frontier = 0};
+  }
+
+  /// How many leading tokens of the prompt `begin` would find now. Changes nothing. 0 for a prompt that it would refuse.
+  [[nodiscard]] std::uint32_t probe(const OpaqueRequest& request) const noexcept {
+    const Prompt& prompt = request.prompt;
+    if (!request.reuse || prompt.tokens.empty() || prompt.tokens.size() > capacity_.sequence_tokens) return 0;
+    const auto most = static_cast<std::uint32_t>(prompt.tokens.size()) - 1;
+    ProbeRange ranges[3];
+    const auto found = cache_->probe(*reader_, prompt, ranges);
+    if (!found.ok()) return 0;
+    const std::uint32_t unit = std::max(options_.block_tokens, request.grid_tokens);
+    std::uint32_t tokens = std::min(ready_tokens(*found), most) / unit * unit;
+    tokens = std::max(tokens, best_donor(prompt, request.grid_tokens, most).tokens);
+    if (request.grid_tokens == 0)
+      if (const std::uint32_t f = best_frontier(prompt, tokens, most); f < options_.frontiers)
+        tokens = std::min(common(frontiers_[f], frontier_tokens_of(f), prompt), most);
+    return tokens;
+  }
+
+  /// Keeps what is there for a prompt from being evicted until `withdraw`: call it for requests that wait, and withdraw
+  /// when their `begin` was called. What others compute meanwhile is not covered: withdraw and announce again. The request
+  /// needs no announcement to find its state, so kExhausted (more than `announcements` at once) may be ignored.
+  [[nodiscard]] Result<AnnouncementId> announce(const OpaqueRequest& request) noexcept {
+    std::uint32_t index = 0;
+    while (index < options_.announcements && announced_[index].lease.live()) ++index;
+    if (index == options_.announcements)
+      return Status(StatusCode::kExhausted,
+                    "too many announcements: withdraw one, or raise OpaqueHostOptions::announcements");
+    auto lease = cache_->acquire(request.prompt, {.grid_tokens = request.grid_tokens,
+                                                  .have_tokens = kToEnd,
+                                                  .reuse = request.reuse,
+                                                  .publish = false,
+                                                  .announce = true});
+    if (!lease.ok()) return lease.status();
+    announced_[index].lease = std::move(*lease);
+    if (request.reuse && !request.prompt.tokens.empty()) {
+      const auto most = static_cast<std::uint32_t>(request.prompt.tokens.size()) - 1;
+      const Found donor = best_donor(request.prompt, request.grid_tokens, most);
+      if (donor.tokens > 0) sequences_[donor.index].used = ++clock_;
+    }
+    return AnnouncementId{index, ++announced_[index].generation};
+  }
+  /// kStale: there is no such announcement (any more).
+  Status withdraw(AnnouncementId id) noexcept {
+    if (id.index >= options_.announcements || announced_[id.index].generation != id.generation ||
+        !announced_[id.index].lease.live())
+      return {StatusCode::kStale, "this announcement was withdrawn already"};
+    return announced_[id.index].lease.release();
   }
 
   /// The next n tokens of the prompt are now in the sequence. `on_grid`: computed in chunks that begin and end at multiples
@@ -404,6 +511,11 @@ class OpaqueHost {
     Lease lease;
   };
 
+  struct Announced {
+    Lease lease;
+    std::uint32_t generation = 0;
+  };
+
   struct Request {
     bool active = false;
     bool publish = true;
@@ -434,7 +546,7 @@ class OpaqueHost {
                        .slots = static_cast<std::uint32_t>(blocks),
                        .medium = Medium::kHost,
                        .fill = SlotFill::kByStep,
-                       .max_leases = capacity_.sequences,
+                       .max_leases = capacity_.sequences + options_.announcements,
                        .max_lease_tokens = std::max(capacity_.sequence_tokens, options_.block_tokens),
                        .max_scopes = options_.max_scopes,
                        .max_changes = options_.max_changes,
@@ -445,6 +557,9 @@ class OpaqueHost {
     options_.secret = {};
     if (!cache.ok()) return cache.status();
     cache_ = std::move(*cache);
+    auto reader = cache_->register_reader();
+    if (!reader.ok()) return reader.status();
+    reader_.emplace(std::move(*reader));
     if (const Status s = tier_.take(options_.memory, static_cast<std::uint32_t>(blocks), block_bytes_, form);
         !s.ok())
       return s;
@@ -456,6 +571,7 @@ class OpaqueHost {
     if (!sequences_.take(options_.memory, capacity_.sequences) ||
         !frontiers_.take(options_.memory, options_.frontiers) ||
         !requests_.take(options_.memory, options_.requests) ||
+        !announced_.take(options_.memory, options_.announcements) ||
         !tokens_.take(options_.memory, known * capacity_.sequence_tokens))
       return {StatusCode::kExhausted, "no memory for the host: lower frontiers or the engine's sequences"};
     return {};
@@ -477,8 +593,29 @@ class OpaqueHost {
   [[nodiscard]] TokenId* sequence_tokens_of(SequenceId sequence) noexcept {
     return tokens_.data() + static_cast<std::size_t>(sequence) * capacity_.sequence_tokens;
   }
+  [[nodiscard]] const TokenId* sequence_tokens_of(SequenceId sequence) const noexcept {
+    return tokens_.data() + static_cast<std::size_t>(sequence) * capacity_.sequence_tokens;
+  }
   [[nodiscard]] TokenId* frontier_tokens_of(std::uint32_t frontier) noexcept {
-    return tokens_.data() + (std::size_t{capacity_.sequences} + frontier) * capacity_.sequence_tokens;
+    return sequence_tokens_of(static_cast<SequenceId>(capacity_.sequences + frontier));
+  }
+  [[nodiscard]] const TokenId* frontier_tokens_of(std::uint32_t frontier) const noexcept {
+    return sequence_tokens_of(static_cast<SequenceId>(capacity_.sequences + frontier));
+  }
+
+  /// What a sequence holds, of another that holds the same.
+  static void copy_identity(const Known& from, const TokenId* from_tokens, Known& to,
+                            TokenId* tokens) noexcept {
+    to.scope = from.scope;
+    to.session = from.session;
+    to.prompt_tokens = from.prompt_tokens;
+    to.length = from.have;
+    to.keepable = from.keepable;
+    to.extras = from.extras;
+    to.changes = from.changes;
+    std::copy_n(from.extra, from.extras, to.extra);
+    std::copy_n(from.change, from.changes, to.change);
+    std::copy_n(from_tokens, from.have, tokens);
   }
 
   void remember(Known& known, TokenId* tokens, const OpaqueRequest& request) noexcept {
@@ -515,21 +652,35 @@ class OpaqueHost {
     return same;
   }
 
-  /// The resident (or sequence that is about to be one) that shares most with the prompt; of equals the one used last,
-  /// so that what all share keeps no idle resident alive.
-  [[nodiscard]] Found best_resident(const OpaqueRequest& request, std::uint32_t most) noexcept {
+  /// The sequence that shares most with the prompt, whether its request runs or ended; of equals the one used last, so that
+  /// what all share keeps no idle resident alive.
+  [[nodiscard]] Found best_donor(const Prompt& prompt, std::uint32_t grid_tokens,
+                                 std::uint32_t most) const noexcept {
     Found best;
     for (std::uint32_t s = 0; s < capacity_.sequences; ++s) {
       const Known& known = sequences_[s];
-      if (known.state != Known::kResident && known.state != Known::kDraining) continue;
-      std::uint32_t same = std::min(
-          {common(known, sequence_tokens_of(static_cast<SequenceId>(s)), request.prompt), known.have, most});
-      if (request.grid_tokens > 0) {
+      if (known.state == Known::kFree) continue;
+      std::uint32_t same =
+          std::min({common(known, sequence_tokens_of(static_cast<SequenceId>(s)), prompt), known.have, most});
+      if (grid_tokens > 0) {
         same = std::min(same, known.grid_tokens);
-        same -= same % request.grid_tokens;
+        same -= same % grid_tokens;
       }
       if (same > best.tokens || (same > 0 && same == best.tokens && known.used > sequences_[best.index].used))
         best = {s, same, known.grid_tokens};
+    }
+    return best;
+  }
+
+  /// The frontier that continues `have` tokens and shares most with the prompt; `frontiers` if none shares more.
+  [[nodiscard]] std::uint32_t best_frontier(const Prompt& prompt, std::uint32_t have,
+                                            std::uint32_t most) const noexcept {
+    std::uint32_t best = options_.frontiers, best_tokens = have;
+    for (std::uint32_t f = 0; f < options_.frontiers; ++f) {
+      const Known& known = frontiers_[f];
+      if (known.state == Known::kFree || known.begin != have) continue;
+      const std::uint32_t same = std::min(common(known, frontier_tokens_of(f), prompt), most);
+      if (same > best_tokens) best = f, best_tokens = same;
     }
     return best;
   }
@@ -589,15 +740,10 @@ class OpaqueHost {
   [[nodiscard]] std::uint32_t load_frontier(SequenceId sequence, const OpaqueRequest& request,
                                             std::uint32_t have, std::uint32_t most,
                                             Admission& admission) noexcept {
-    std::uint32_t best = options_.frontiers, best_tokens = have;
-    for (std::uint32_t f = 0; f < options_.frontiers; ++f) {
-      const Known& known = frontiers_[f];
-      if (known.state == Known::kFree || known.begin != have) continue;
-      const std::uint32_t same = std::min(common(known, frontier_tokens_of(f), request.prompt), most);
-      if (same > best_tokens) best = f, best_tokens = same;
-    }
+    const std::uint32_t best = best_frontier(request.prompt, have, most);
     if (best == options_.frontiers) return have;
     Known& known = frontiers_[best];
+    const std::uint32_t best_tokens = std::min(common(known, frontier_tokens_of(best), request.prompt), most);
     const auto bytes = frontier_tier_.read(best, {known.used, best});
     const bool imported = bytes.ok() && engine_->import_range(sequence, 0, {have, known.length}, *bytes).ok();
     if (!imported ||
@@ -724,11 +870,13 @@ class OpaqueHost {
   EngineCapacity capacity_;
   std::size_t block_bytes_;
   std::unique_ptr<Cache> cache_;
+  mutable std::optional<typename Cache::Reader> reader_;
   HostTier tier_;
   HostTier frontier_tier_;
   FixedArray<Known> sequences_;  // by sequence id; their leases must go before the cache
   FixedArray<Known> frontiers_;
   FixedArray<Request> requests_;
+  FixedArray<Announced> announced_;
   FixedArray<TokenId> tokens_;
   OpaqueHostStats stats_;
   std::uint64_t clock_ = 0;      // counts uses
