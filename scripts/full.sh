@@ -19,7 +19,7 @@ set -uo pipefail
 
 wanted=("$@") known=""
 load_before="$(cut -d' ' -f1 /proc/loadavg)"
-need_packages "${build_packages[@]}" "${cli_packages[@]}" catch2 libbenchmark-dev git valgrind
+need_packages "${build_packages[@]}" "${cli_packages[@]}" "${server_packages[@]}" catch2 libbenchmark-dev git valgrind
 
 step "building"
 llama_fetch && llama_build || exit 1

@@ -81,7 +81,7 @@ PYTHON
 # One unit that includes the whole core, and those that hold code of their own.
 check_tidy() {
   local files
-  mapfile -t files < <(find examples src -name '*.cpp' ! -path 'examples/llama/*' ! -path 'examples/paged_engine/*' ! -path 'examples/downstream/*' 2>/dev/null)
+  mapfile -t files < <(find examples src -name '*.cpp' ! -path 'examples/llama/*' ! -path 'examples/llama_server/*' ! -path 'examples/paged_engine/*' ! -path 'examples/downstream/*' 2>/dev/null)
   printf '%s\n' tests/compile/instantiate_all.cpp "${files[@]}" |
     xargs -P "$jobs" -n 1 "$tools/bin/clang-tidy" -p build/dev --quiet
 }
@@ -115,8 +115,10 @@ else
   if [ -f scripts/lib/llama.sh ]; then
     # shellcheck source=scripts/lib/llama.sh
     . scripts/lib/llama.sh
+    need_packages "${server_packages[@]}" curl
+    need_wheels openai==3.57.0
     check "llama.cpp and its models" eval 'llama_fetch && llama_build && llama_tiny_models'
-    if build release -DKVSTEM_BUILD_LLAMA=ON -DKVSTEM_LLAMA_DIR="$llama_install" -- examples/llama/all examples/paged_engine/all; then
+    if build release -DKVSTEM_BUILD_LLAMA=ON -DKVSTEM_LLAMA_DIR="$llama_install" -- examples/llama/all examples/llama_server/all examples/paged_engine/all; then
       run_tests release -L llama
     fi
   fi

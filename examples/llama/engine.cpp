@@ -190,7 +190,7 @@ bool Engine::busy() const noexcept {
 }
 
 std::span<const Event> Engine::step() {
-  ++step_;
+  step_ += busy();
   if (running() == 0) stuck_ = false;
   admit();
   decode();

@@ -127,6 +127,7 @@ class Engine {
   [[nodiscard]] std::size_t waiting() const noexcept { return line_.size(); }
   [[nodiscard]] std::size_t running() const noexcept;
   [[nodiscard]] std::uint32_t slots() const noexcept;
+  /// Steps so far in which there was something to do.
   [[nodiscard]] std::uint64_t steps() const noexcept { return step_; }
   /// Why a request would be refused; kOk if it would not.
   [[nodiscard]] Status check(const Request& request) const;

@@ -24,6 +24,9 @@ build_packages=(build-essential ccache cmake libssl-dev libxxhash-dev ninja-buil
 # What the program kvstem and its tests need besides.
 cli_packages=(libcli11-dev libzstd-dev nlohmann-json3-dev zlib1g-dev zstd)
 
+# What examples/llama_server needs besides.
+server_packages=(libboost1.81-dev libcli11-dev nlohmann-json3-dev)
+
 need_packages() {
   local package missing=()
   if ! command -v dpkg-query >/dev/null; then

@@ -147,7 +147,7 @@ TEST_CASE("a chat template's default system message is found, where it has one")
   CHECK(default_system_message("<|im_start|>system\n<|im_end|>").empty());
   CHECK(default_system_message("").empty());
 
-  const auto engine = open({.model = kSmolLM2, .cells = 256, .threads = 1});
+  const auto engine = open({.model = kSmolLM2, .cells = 512, .threads = 1});
   const ChatMessage hello[] = {{"user", "Hello"}};
   CHECK(*engine->chat(hello) ==
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"

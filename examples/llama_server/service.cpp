@@ -1,0 +1,361 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+#include "service.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+namespace kvstem_llama::server {
+namespace {
+
+/// Takes the same time wherever the two differ.
+bool same_key(std::string_view a, std::string_view b) {
+  unsigned char differ = a.size() != b.size();
+  for (std::size_t i = 0; i < a.size(); ++i)
+    differ |= static_cast<unsigned char>(a[i] ^ (i < b.size() ? b[i] : 0));
+  return differ == 0;
+}
+
+const char* name(Piece::End end) { return end == Piece::End::kLength ? "length" : "stop"; }
+
+}  // namespace
+
+/// A call of /v1/chat/completions or /v1/completions. On the HTTP thread, but while it is being prepared.
+struct Service::Call : std::enable_shared_from_this<Call> {
+  std::shared_ptr<Exchange> exchange;
+  Endpoint endpoint = Endpoint::kChat;
+  std::uint32_t tenant = 0;
+  Generate wanted;
+  Identity identity;
+  JobNumber job = 0;
+  std::vector<Choice> choices;
+  std::vector<bool> opened;  // a stream has told of this choice
+  std::size_t left = 0;
+  std::uint32_t samples = 1;
+  Usage usage;
+  bool streaming = false, over = false;
+  std::uint32_t overtaken = 0;
+  std::uint64_t waited_steps = 0, ran_steps = 0;  // of the choice that took longest
+
+  void on(std::vector<Piece> pieces);
+  void open(std::uint32_t choice);
+  void fail(const ApiError& error);
+  void finish();
+  void note();
+};
+
+Service::Service(const LlamaEngine& llama, Worker& worker, Metrics& metrics, HttpServer& server,
+                 ServiceOptions options)
+    : llama_(llama), worker_(worker), metrics_(metrics), server_(server), options_(std::move(options)) {
+  parse_.models = {options_.model};
+  for (std::uint32_t id = 0; id < llama_.vocab_size(); ++id) {
+    const auto token = static_cast<TokenId>(id);
+    if (const auto text = llama_.detokenize({&token, 1}, true); text.ok())
+      longest_token_ = std::max(longest_token_, text->size());
+  }
+}
+
+Service::~Service() = default;
+
+// ---- routes ------------------------------------------------------------------------------------------------------
+
+std::optional<std::uint32_t> Service::tenant_of(const HttpRequest& request) const {
+  if (options_.tenants.size() == 1 && options_.tenants[0].key.empty()) return 0;
+  constexpr std::string_view kBearer = "Bearer ";
+  std::string_view key = request.authorization;
+  if (!key.starts_with(kBearer)) return {};
+  key.remove_prefix(kBearer.size());
+  std::optional<std::uint32_t> found;
+  for (std::uint32_t i = 0; i < options_.tenants.size(); ++i)
+    if (same_key(options_.tenants[i].key, key)) found = i;
+  return found;
+}
+
+void Service::refuse(Exchange& exchange, const ApiError& error, std::optional<std::uint32_t> tenant) {
+  if (tenant) metrics_.unstarted(*tenant, Outcome::kRefused);
+  Exchange::Headers headers;
+  if (error.status == 401) headers.emplace_back("WWW-Authenticate", "Bearer");
+  if (error.status == 429 || error.status == 503) headers.emplace_back("Retry-After", "1");
+  exchange.send(error.status, kJson, error_body(error), headers);
+}
+
+void Service::handle(std::shared_ptr<Exchange> exchange) {
+  const HttpRequest& request = exchange->request();
+  struct Route {
+    std::string_view path, method;
+  };
+  static constexpr Route kRoutes[] = {{"/health", "GET"},          {"/metrics", "GET"},
+                                      {"/v1/models", "GET"},       {"/tokenize", "POST"},
+                                      {"/v1/completions", "POST"}, {"/v1/chat/completions", "POST"}};
+  constexpr std::string_view kModel = "/v1/models/";
+  const bool one_model = request.path.starts_with(kModel);
+  const auto route = std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const Route& r) {
+    return r.path == (one_model ? "/v1/models" : request.path);
+  });
+  if (route == std::end(kRoutes))
+    return refuse(*exchange, {.status = 404, .message = "there is nothing at this path"});
+  if (request.method != route->method && !(request.method == "HEAD" && route->method == "GET")) {
+    const ApiError error{.status = 405,
+                         .message = "this path takes " + std::string(route->method) + " requests"};
+    return exchange->send(405, kJson, error_body(error), {{"Allow", std::string(route->method)}});
+  }
+  if (request.path == "/health") {
+    if (draining_) return refuse(*exchange, {.status = 503, .message = "the server is shutting down"});
+    return exchange->send(200, kJson, R"({"status":"ok"})");
+  }
+
+  const auto tenant = tenant_of(request);
+  if (!tenant)
+    return refuse(*exchange,
+                  {.status = 401,
+                   .message = request.authorization.empty()
+                                  ? "this server asks for a key: send it as 'Authorization: Bearer KEY'"
+                                  : "this key is not known here",
+                   .code = "invalid_api_key"});
+  exchange->note = options_.tenants[*tenant].name;
+  if (request.path == "/metrics") {
+    const bool all = options_.tenants[*tenant].admin || options_.tenants[*tenant].key.empty();
+    return exchange->send(200, kPrometheus, all ? metrics_.text() : metrics_.text(*tenant));
+  }
+  if (one_model) {
+    if (request.path.substr(kModel.size()) != options_.model)
+      return refuse(*exchange, {.status = 404,
+                                .message = "there is no such model here: use " + options_.model,
+                                .param = "model",
+                                .code = "model_not_found"});
+    return exchange->send(200, kJson, model_answer(options_.model, options_.unix_now()));
+  }
+  if (request.path == "/v1/models")
+    return exchange->send(200, kJson, models_answer({&options_.model, 1}, options_.unix_now()));
+
+  if (draining_) return refuse(*exchange, {.status = 503, .message = "the server is shutting down"}, tenant);
+  if (worker_.jobs() + preparing_ >= options_.max_waiting)
+    return refuse(*exchange, {.status = 429, .message = "too many requests wait already: try again later"},
+                  tenant);
+  if (request.path == "/tokenize") return tokenize(std::move(exchange), *tenant);
+  generate(std::move(exchange), request.path == "/v1/completions" ? Endpoint::kCompletions : Endpoint::kChat,
+           *tenant);
+}
+
+void Service::shut_down(std::chrono::milliseconds grace) {
+  server_.post([this, grace] {
+    draining_ = true;
+    // Who has not finished by then is told, and has a moment to hear it.
+    server_.after(grace * 8 / 10, [this] { worker_.fail_all("the server is shutting down"); });
+  });
+  server_.stop(grace);
+}
+
+// ---- from text to tokens, on the preparer's thread ----------------------------------------------------------------
+
+/// Text that is certainly longer than a sequence is refused without looking at it closely.
+Parsed<std::vector<TokenId>> Service::tokens_of(std::string_view text, bool special, bool begin) const {
+  const std::uint32_t most = llama_.capacity().sequence_tokens;
+  if (text.size() / longest_token_ >= most)
+    return ApiError{.message = "the prompt is too long: this model's context is " + std::to_string(most) +
+                               " tokens, and " + std::to_string(text.size()) + " bytes are more than that",
+                    .code = "context_length_exceeded"};
+  auto tokens = llama_.tokenize(text, special, begin);
+  if (!tokens.ok()) return ApiError{.message = tokens.status().message()};
+  return std::move(*tokens);
+}
+
+std::optional<ApiError> Service::prepare(Call& call, Job& job) const {
+  const std::string& body = call.exchange->request().body;
+  if (call.endpoint == Endpoint::kChat) {
+    auto parsed = parse_chat(body, parse_);
+    if (!parsed.ok()) return parsed.error();
+    const auto text = llama_.chat(parsed->messages);
+    if (!text.ok()) return ApiError{.message = text.status().message(), .param = "messages"};
+    auto tokens = tokens_of(*text, true, true);
+    if (!tokens.ok()) return tokens.error();
+    job.prompts.push_back(std::move(*tokens));
+    call.wanted = std::move(*parsed);
+  } else {
+    auto parsed = parse_completion(body, parse_);
+    if (!parsed.ok()) return parsed.error();
+    for (auto& prompt : parsed->prompts) {
+      if (auto* given = std::get_if<std::vector<TokenId>>(&prompt)) {
+        job.prompts.push_back(std::move(*given));
+        continue;
+      }
+      auto tokens = tokens_of(std::get<std::string>(prompt), true, true);
+      if (!tokens.ok()) return tokens.error();
+      job.prompts.push_back(std::move(*tokens));
+    }
+    call.wanted = std::move(*parsed);
+  }
+
+  const std::uint32_t most = llama_.capacity().sequence_tokens;
+  std::size_t longest = 0;
+  for (const auto& prompt : job.prompts) {
+    if (prompt.empty()) return ApiError{.message = "the prompt is empty", .param = "prompt"};
+    for (const TokenId token : prompt)
+      if (token < 0 || static_cast<std::uint32_t>(token) >= llama_.vocab_size())
+        return ApiError{.message = "token " + std::to_string(token) +
+                                   " is not in this model's vocabulary of " +
+                                   std::to_string(llama_.vocab_size()),
+                        .param = "prompt"};
+    longest = std::max(longest, prompt.size());
+  }
+  const Generate& wanted = call.wanted;
+  const std::size_t new_tokens = wanted.max_tokens.value_or(1);
+  if (longest + new_tokens > most)
+    return ApiError{.message = "this model's context is " + std::to_string(most) +
+                               " tokens, but the prompt has " + std::to_string(longest) +
+                               " and the answer may have " + std::to_string(new_tokens),
+                    .code = "context_length_exceeded"};
+  job.max_new_tokens = wanted.max_tokens.value_or(
+      static_cast<std::uint32_t>(std::min<std::size_t>(options_.default_max_tokens, most - longest)));
+  job.samples = wanted.n;
+  job.stop_at_end = !wanted.ignore_eos;
+  job.stops = wanted.stop;
+  job.sampling.temperature = wanted.temperature;
+  job.sampling.top_p = wanted.top_p;
+  job.tenant = call.tenant;
+  return {};
+}
+
+void Service::generate(std::shared_ptr<Exchange> exchange, Endpoint endpoint, std::uint32_t tenant) {
+  auto call = std::make_shared<Call>();
+  call->exchange = std::move(exchange);
+  call->endpoint = endpoint;
+  call->tenant = tenant;
+  ++preparing_;
+  preparer_.post([this, call] {
+    auto job = std::make_shared<Job>();
+    auto error = prepare(*call, *job);
+    server_.post([this, call, job, error = std::move(error)] {
+      --preparing_;
+      if (error) return refuse(*call->exchange, *error, call->tenant);
+      launch(call, std::move(*job));
+    });
+  });
+}
+
+void Service::tokenize(std::shared_ptr<Exchange> exchange, std::uint32_t tenant) {
+  ++preparing_;
+  preparer_.post([this, exchange, tenant] {
+    std::string body;
+    std::optional<ApiError> error;
+    if (auto parsed = parse_tokenize(exchange->request().body); !parsed.ok()) {
+      error = parsed.error();
+    } else if (auto tokens = llama_.tokenize(parsed->content, parsed->parse_special, parsed->add_special);
+               tokens.ok()) {
+      body = tokenize_answer(*tokens);
+    } else {
+      error = ApiError{.message = tokens.status().message()};
+    }
+    server_.post([this, exchange, tenant, error = std::move(error), body = std::move(body)]() mutable {
+      --preparing_;
+      if (error) return refuse(*exchange, *error, tenant);
+      exchange->send(200, kJson, std::move(body));
+    });
+  });
+}
+
+// ---- to the engine and back, on the HTTP thread -------------------------------------------------------------------
+
+std::string Service::new_id(bool chat) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%s-%08x%08x%08x", chat ? "chatcmpl" : "cmpl", options_.random(),
+                options_.random(), options_.random());
+  return text;
+}
+
+void Service::launch(const std::shared_ptr<Call>& call, Job job) {
+  if (call->exchange->gone()) return metrics_.unstarted(call->tenant, Outcome::kCancelled);
+  if (draining_)
+    return refuse(*call->exchange, {.status = 503, .message = "the server is shutting down"}, call->tenant);
+  job.sampling.seed = call->wanted.seed ? *call->wanted.seed : options_.random();
+  const bool chat = call->endpoint == Endpoint::kChat;
+  call->identity = {
+      .chat = chat, .id = new_id(chat), .created = options_.unix_now(), .model = options_.model};
+  call->samples = job.samples;
+  call->choices.resize(job.prompts.size() * job.samples);
+  call->opened.resize(call->choices.size());
+  call->left = call->choices.size();
+  for (const auto& prompt : job.prompts)
+    call->usage.prompt_tokens += static_cast<std::uint32_t>(prompt.size());
+  job.deliver = [&server = server_, call](std::vector<Piece> pieces) {
+    server.post([call, pieces = std::move(pieces)]() mutable { call->on(std::move(pieces)); });
+  };
+  call->job = worker_.submit(std::move(job));
+  call->exchange->on_gone = [&worker = worker_, call] {
+    call->over = true;
+    worker.cancel(call->job);
+    call->note();
+  };
+  server_.after(options_.request_timeout, [&worker = worker_, weak = std::weak_ptr<Call>(call)] {
+    const auto late = weak.lock();
+    if (!late || late->over) return;
+    worker.cancel(late->job);
+    late->fail(
+        {.status = 504, .message = "the request took longer than this server allows", .code = "timeout"});
+  });
+}
+
+void Service::Call::on(std::vector<Piece> pieces) {
+  for (Piece& piece : pieces) {
+    if (over) return;
+    if (piece.finished) {
+      const Report& r = piece.report;
+      if (piece.choice % samples == 0) usage.cached_tokens += r.reused_tokens;
+      usage.completion_tokens += r.new_tokens;
+      overtaken = std::max(overtaken, r.overtaken);
+      waited_steps = std::max(waited_steps, r.waited_steps);
+      ran_steps = std::max(ran_steps, r.ran_steps);
+      if (piece.end == Piece::End::kFailed || piece.end == Piece::End::kCancelled)
+        return fail({.status = 503, .message = *piece.why != 0 ? piece.why : "the request was cancelled"});
+    }
+    if (!wanted.return_token_ids) piece.tokens.clear();
+    if (wanted.stream) {
+      open(piece.choice);
+      if (!piece.text.empty() || !piece.tokens.empty())
+        exchange->write(text_chunk(identity, piece.choice, piece.text, wanted.include_usage, piece.tokens));
+      if (piece.finished)
+        exchange->write(finish_chunk(identity, piece.choice, name(piece.end), wanted.include_usage));
+    } else {
+      Choice& choice = choices[piece.choice];
+      choice.text += piece.text;
+      choice.token_ids.insert(choice.token_ids.end(), piece.tokens.begin(), piece.tokens.end());
+      if (piece.finished) choice.finish_reason = name(piece.end);
+    }
+    if (piece.finished && --left == 0) finish();
+  }
+}
+
+void Service::Call::open(std::uint32_t choice) {
+  if (!std::exchange(streaming, true)) exchange->start(200, "text/event-stream");
+  if (opened[choice]) return;
+  opened[choice] = true;
+  if (std::string chunk = first_chunk(identity, choice, wanted.include_usage); !chunk.empty())
+    exchange->write(std::move(chunk));
+}
+
+void Service::Call::note() {
+  exchange->note +=
+      " prompt=" + std::to_string(usage.prompt_tokens) + " cached=" + std::to_string(usage.cached_tokens) +
+      " new=" + std::to_string(usage.completion_tokens) + " overtaken=" + std::to_string(overtaken) +
+      " waited=" + std::to_string(waited_steps) + " ran=" + std::to_string(ran_steps);
+}
+
+void Service::Call::finish() {
+  over = true;
+  note();
+  if (!wanted.stream) return exchange->send(200, kJson, answer(identity, choices, usage));
+  if (wanted.include_usage) exchange->write(usage_chunk(identity, usage));
+  exchange->write(std::string(kDone));
+  exchange->finish();
+}
+
+void Service::Call::fail(const ApiError& error) {
+  over = true;
+  note();
+  if (!streaming) return exchange->send(error.status, kJson, error_body(error));
+  exchange->write(error_chunk(error));
+  exchange->finish();
+}
+
+}  // namespace kvstem_llama::server

@@ -1,0 +1,90 @@
+// SPDX-FileCopyrightText: 2026 The kvstem authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The API: routes, keys, limits, and the way of a request from its body to the engine and back. Each call is parsed and
+// tokenized on a thread of its own, so that a prompt of megabytes holds up neither streams nor the engine.
+//
+//   POST /v1/chat/completions, /v1/completions, /tokenize      GET /v1/models, /v1/models/NAME, /health, /metrics
+//
+// Keys: without any, everybody is one tenant. With some, each is a tenant of its own: what one sent is never found by
+// another, in any tier, and each sees its own counters only. The admin key sees all counters, and is a tenant as well.
+//
+// Threads: `handle` on the HTTP server's thread; `shut_down` from any.
+//
+//   Service service(llama, engine, cache, server, options);
+//   HttpServer server(http, [&](auto exchange) { service.handle(std::move(exchange)); });
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "api.hpp"
+#include "http.hpp"
+#include "metrics.hpp"
+#include "task_thread.hpp"
+#include "worker.hpp"
+
+namespace kvstem_llama::server {
+
+struct Tenant {
+  std::string name{};  // in metrics and logs; empty: there is but one
+  std::string key{};   // empty: no key is asked for
+  bool admin = false;
+};
+
+struct ServiceOptions {
+  std::string model{};                      // the name that it goes by
+  std::vector<Tenant> tenants{};            // at least one; the worker's scopes are in the same order
+  std::uint32_t default_max_tokens = 1024;  // of an answer whose request does not say
+  std::uint32_t max_waiting = 256;          // calls that wait or run; further ones are told to come later
+  std::chrono::milliseconds request_timeout{600'000};
+  // Seams for tests.
+  std::function<std::int64_t()> unix_now{};
+  std::function<std::uint32_t()> random{};  // for ids, and for seeds that are not given
+};
+
+class Service {
+ public:
+  /// All must outlive the service. `server` may be given before it exists: nothing is called until `handle`.
+  Service(const LlamaEngine& llama, Worker& worker, Metrics& metrics, HttpServer& server,
+          ServiceOptions options);
+  Service(const Service&) = delete;
+  Service& operator=(const Service&) = delete;
+  ~Service();
+
+  void handle(std::shared_ptr<Exchange> exchange);
+
+  /// Any thread. New calls are refused; what runs may finish within `grace`, and is told then.
+  void shut_down(std::chrono::milliseconds grace);
+
+ private:
+  struct Call;
+  enum class Endpoint : std::uint8_t { kChat, kCompletions, kTokenize };
+
+  [[nodiscard]] std::optional<std::uint32_t> tenant_of(const HttpRequest& request) const;
+  void generate(std::shared_ptr<Exchange> exchange, Endpoint endpoint, std::uint32_t tenant);
+  void tokenize(std::shared_ptr<Exchange> exchange, std::uint32_t tenant);
+  void refuse(Exchange& exchange, const ApiError& error, std::optional<std::uint32_t> tenant = {});
+  void launch(const std::shared_ptr<Call>& call, Job job);
+  [[nodiscard]] std::optional<ApiError> prepare(Call& call, Job& job) const;
+  [[nodiscard]] Parsed<std::vector<TokenId>> tokens_of(std::string_view text, bool special, bool begin) const;
+  [[nodiscard]] std::string new_id(bool chat);
+
+  const LlamaEngine& llama_;
+  Worker& worker_;
+  Metrics& metrics_;
+  HttpServer& server_;
+  ServiceOptions options_;
+  ParseOptions parse_;
+  std::size_t longest_token_ = 1;  // bytes
+  bool draining_ = false;
+  std::size_t preparing_ = 0;
+  TaskThread preparer_;
+};
+
+}  // namespace kvstem_llama::server
