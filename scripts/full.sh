@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # scripts/full.sh [NAME...]: measures every figure that kvstem is held to, or those of these names (index decode
-# instructions replay agents paged peers judge-Q4_1 ...), and writes benchmarks/results/DATE-COMMIT.json
+# instructions replay agents paged serving peers judge-Q4_1 ...), and writes benchmarks/results/DATE-COMMIT.json
 # (DATE-COMMIT-NAMES.json).
 #
-# Takes about 50 minutes, and wants a quiet machine: the load before and after is written down beside the figures. The
+# Takes about 65 minutes, and wants a quiet machine: the load before and after is written down beside the figures. The
 # status is 0 if every program ended well, which for the demo means that exactness and counts held; whether a bar on
 # speed was met stands in the table and in the file. The model is measured as it is and, without bars, in BF16, whose
 # prefill is two to three times as fast. Replays are measured on the traces in KVSTEM_TRACE_DIR, if that is set
@@ -22,7 +22,7 @@ load_before="$(cut -d' ' -f1 /proc/loadavg)"
 need_packages "${build_packages[@]}" "${cli_packages[@]}" "${server_packages[@]}" catch2 libbenchmark-dev git valgrind
 
 step "building"
-llama_fetch && llama_build || exit 1
+llama_fetch && llama_build && llama_server_build && need_wheels openai==3.57.0 || exit 1
 cmake --preset release -DKVSTEM_BUILD_LLAMA=ON -DKVSTEM_LLAMA_DIR="$llama_install" >build/configure-release.log ||
   { cat build/configure-release.log; exit 1; }
 NINJA_STATUS='[%f/%t %es] ' cmake --build build/release -j "$jobs" || exit 1
@@ -53,6 +53,8 @@ measure instructions scripts/callgrind.sh
 measure replay python3 scripts/lib/replay_figures.py build/release/kvstem
 measure agents "$demo" --model "$llama_model" --workload agents
 measure paged build/release/examples/paged_engine/demo/kvstem_paged_demo --model "$llama_model"
+measure serving python3 benchmarks/serving/compare.py --server build/release/examples/llama_server/kvstem_llama_server \
+  --incumbent "$llama_server" --python "$tools/bin/python" --model "$llama_model"
 measure peers tests/reference/peers/run.sh
 for form in Q4_1 BF16; do
   model="$llama_model"

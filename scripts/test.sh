@@ -115,8 +115,8 @@ else
   if [ -f scripts/lib/llama.sh ]; then
     # shellcheck source=scripts/lib/llama.sh
     . scripts/lib/llama.sh
-    need_packages "${server_packages[@]}" curl
-    need_wheels openai==3.57.0
+    need_packages "${server_packages[@]}" chromium curl
+    need_wheels openai==3.57.0 playwright==1.65.2
     check "llama.cpp and its models" eval 'llama_fetch && llama_build && llama_tiny_models'
     if build release -DKVSTEM_BUILD_LLAMA=ON -DKVSTEM_LLAMA_DIR="$llama_install" -- examples/llama/all examples/llama_server/all examples/paged_engine/all; then
       run_tests release -L llama

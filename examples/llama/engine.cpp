@@ -177,6 +177,33 @@ void Engine::finish_unforked(const Slot& slot, std::uint32_t sample, Finish how,
                      .report = report});
 }
 
+std::vector<Standing> Engine::standings() const {
+  std::vector<Standing> all;
+  for (const Slot& slot : slots_) {
+    if (slot.state == Slot::State::kFree) continue;
+    Standing s{
+        .request = slot.number,
+        .sample = slot.sample,
+        .state = slot.state == Slot::State::kPrefill ? Standing::State::kPrefill : Standing::State::kDecode,
+        .most_new_tokens = slot.request->max_new_tokens,
+        .report = slot.report};
+    s.report.ran_steps = step_ - slot.started + 1;
+    all.push_back(std::move(s));
+  }
+  for (const auto& entry : line_)
+    for (const std::uint32_t sample : entry.job.samples) {
+      Standing s{.request = entry.number,
+                 .sample = sample,
+                 .most_new_tokens = entry.job.request->max_new_tokens,
+                 .there = entry.job.there};
+      s.report.prompt_tokens = static_cast<std::uint32_t>(entry.job.request->tokens.size());
+      s.report.overtaken = entry.overtaken;
+      s.report.waited_steps = step_ - entry.job.since;
+      all.push_back(std::move(s));
+    }
+  return all;
+}
+
 std::uint32_t Engine::slots() const noexcept { return static_cast<std::uint32_t>(slots_.size()); }
 
 std::size_t Engine::running() const noexcept {
@@ -205,7 +232,7 @@ std::span<const Event> Engine::step() {
 std::uint32_t Engine::look(Waiting& waiting) {
   if (cache_ == nullptr || !waiting.request->reuse) return 0;
   const kvstem::OpaqueRequest request = to_cache(*waiting.request);
-  const std::uint32_t there = cache_->probe(request);
+  const std::uint32_t there = waiting.there = cache_->probe(request);
   if (there > waiting.announced_tokens) {
     withdraw(waiting);
     if (const auto id = cache_->announce(request); id.ok()) {
@@ -346,7 +373,10 @@ void Engine::prefill() {
   if (found == slots_.end()) return;
   Slot& slot = *found;
   const auto prompt = static_cast<std::uint32_t>(slot.request->tokens.size());
-  const std::uint32_t end = std::min(prompt, slot.length + kGrid);
+  // The last chunk takes what is left: two short calls cost more than one. Not where bits are to be the same.
+  const std::uint32_t left = prompt - slot.length;
+  const bool whole = !slot.request->exact && left < 2 * kGrid && left <= llama_.batch();
+  const std::uint32_t end = whole ? prompt : std::min(prompt, slot.length + kGrid);
   const bool on_grid = slot.length % kGrid == 0 && end - slot.length == kGrid;
   feeds_.clear();
   for (std::uint32_t at = slot.length; at < end; ++at)

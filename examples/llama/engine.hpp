@@ -10,7 +10,8 @@
 // of a request share one prefill: the others fork from the first, as far as there are slots; those that come later share
 // the prompt as any other request would.
 //
-// Prefill is cut into chunks of kGrid tokens, counted from where it starts, and each is a decode call of its own.
+// Prefill is cut into chunks of kGrid tokens, counted from where it starts, and each is a decode call of its own; the last
+// one of a request that does not ask for exact reuse may have up to twice as many, if the LlamaEngine's batch allows it.
 // llama.cpp rounds differently for calls of fewer than 64 tokens, of more, and of one; a request that asks for exact
 // reuse starts at a multiple of kGrid, goes through exactly the calls that a cold run makes there, and gets the same bits.
 //
@@ -99,6 +100,17 @@ struct Event {
   Report report{};
 };
 
+/// How a sample stands, for those who watch.
+struct Standing {
+  enum class State : std::uint8_t { kWaiting, kPrefill, kDecode };
+  RequestNumber request = 0;
+  std::uint32_t sample = 0;
+  State state = State::kWaiting;
+  std::uint32_t most_new_tokens = 0;
+  std::uint32_t there = 0;  // kWaiting: how much of the prompt would be found, when it was last looked at
+  Report report{};          // so far
+};
+
 class Engine {
  public:
   using Cache = kvstem::OpaqueHost<LlamaEngine>;
@@ -127,6 +139,8 @@ class Engine {
   [[nodiscard]] std::size_t waiting() const noexcept { return line_.size(); }
   [[nodiscard]] std::size_t running() const noexcept;
   [[nodiscard]] std::uint32_t slots() const noexcept;
+  /// All of them: what runs, then what waits, in the order of the line.
+  [[nodiscard]] std::vector<Standing> standings() const;
   /// Steps so far in which there was something to do.
   [[nodiscard]] std::uint64_t steps() const noexcept { return step_; }
   /// Why a request would be refused; kOk if it would not.
@@ -143,6 +157,7 @@ class Engine {
     std::vector<std::uint32_t> samples;
     bool further = false;     // others of its samples started before
     std::uint64_t since = 0;  // step
+    std::uint32_t there = 0;  // tokens of the prompt, when it was last looked at
     kvstem::AnnouncementId announcement{};
     std::uint32_t announced_tokens = 0;  // 0: nothing is
   };

@@ -49,7 +49,8 @@ Options read_options(int argc, char** argv) {
   Options o;
   CLI::App app(
       "Serves a GGUF model over HTTP, in the API of OpenAI's clients, and computes no prefix twice.\n"
-      "  /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /health, /metrics (Prometheus)\n");
+      "  /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /health, /metrics (Prometheus);\n"
+      "  / is a page that shows what is repeated and what is new\n");
   app.option_defaults()->always_capture_default();
   app.add_option("--model,-m", o.model, "GGUF file; all its layers must have full attention")->required();
   app.add_option("--alias", o.alias, "Name that clients call the model by; the file's name if not given");
@@ -171,7 +172,7 @@ int main(int argc, char** argv) {
   auto opened = LlamaEngine::open({.model = o.model,
                                    .cells = o.ctx,
                                    .sequences = std::min(254u, o.slots * 4 + 8),
-                                   .batch = std::min(o.ctx, std::max(kGrid, o.slots)),
+                                   .batch = std::min(o.ctx, std::max(2 * kGrid, o.slots)),
                                    .threads = o.threads});
   if (!opened.ok()) die(std::string(opened.status().message()) + "\n" + LlamaEngine::last_error());
   LlamaEngine& llama = **opened;
@@ -180,9 +181,10 @@ int main(int argc, char** argv) {
         std::string(text.status().message()));
 
   std::unique_ptr<Engine::Cache> cache;
-  Worker::Options worker_options{.now = [] {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  }};
+  Worker::Options worker_options{
+      .tenants = tenants.size(), .now = [] {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+      }};
   if (!o.no_kvstem) {
     auto made = Engine::Cache::create(llama, {.block_tokens = o.block_tokens,
                                               .host_bytes = o.host_bytes,
@@ -222,6 +224,7 @@ int main(int argc, char** argv) {
               {.model = o.alias,
                .tenants = tenants,
                .default_max_tokens = o.max_tokens,
+               .block_tokens = o.no_kvstem ? 0 : o.block_tokens,
                .max_waiting = o.queue,
                .request_timeout = milliseconds(static_cast<std::int64_t>(o.timeout * 1000)),
                .unix_now = [] { return static_cast<std::int64_t>(std::time(nullptr)); },
@@ -243,6 +246,7 @@ int main(int argc, char** argv) {
       api.shut_down(std::exchange(grace, milliseconds(0)));
     }
   });
+  api.start();
   server.run();
   over = true;
   on_signal.join();

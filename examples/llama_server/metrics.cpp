@@ -96,6 +96,14 @@ EngineState Metrics::state() const {
   return state_;
 }
 
+std::uint64_t Metrics::ended() const {
+  const std::lock_guard lock(mutex_);
+  std::uint64_t sum = 0;
+  for (const TenantCounters& t : tenants_)
+    for (const std::uint64_t n : t.outcomes) sum += n;
+  return sum;
+}
+
 TenantCounters Metrics::counters(std::uint32_t tenant) const {
   const std::lock_guard lock(mutex_);
   return tenants_[tenant];

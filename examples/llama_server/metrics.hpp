@@ -84,6 +84,8 @@ class Metrics {
   void set(const EngineState& state);
 
   [[nodiscard]] EngineState state() const;
+  /// Choices and requests that ended, of all tenants.
+  [[nodiscard]] std::uint64_t ended() const;
   [[nodiscard]] TenantCounters counters(std::uint32_t tenant) const;
   /// Of all, with a label for each tenant (none if there is but one, without a name); or of one.
   [[nodiscard]] std::string text(std::optional<std::uint32_t> tenant = {}) const;

@@ -17,6 +17,25 @@ bool same_key(std::string_view a, std::string_view b) {
   return differ == 0;
 }
 
+std::string percent_decoded(std::string_view text) {
+  const auto digit = [](char c) {
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
+  };
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '%' && i + 2 < text.size() && digit(text[i + 1]) >= 0 && digit(text[i + 2]) >= 0) {
+      out += static_cast<char>(digit(text[i + 1]) * 16 + digit(text[i + 2]));
+      i += 2;
+    } else {
+      out += text[i] == '+' ? ' ' : text[i];
+    }
+  }
+  return out;
+}
+
 const char* name(Piece::End end) { return end == Piece::End::kLength ? "length" : "stop"; }
 
 }  // namespace
@@ -47,7 +66,12 @@ struct Service::Call : std::enable_shared_from_this<Call> {
 
 Service::Service(const LlamaEngine& llama, Worker& worker, Metrics& metrics, HttpServer& server,
                  ServiceOptions options)
-    : llama_(llama), worker_(worker), metrics_(metrics), server_(server), options_(std::move(options)) {
+    : llama_(llama),
+      worker_(worker),
+      metrics_(metrics),
+      server_(server),
+      options_(std::move(options)),
+      history_(options_.tenants.size()) {
   parse_.models = {options_.model};
   for (std::uint32_t id = 0; id < llama_.vocab_size(); ++id) {
     const auto token = static_cast<TokenId>(id);
@@ -62,10 +86,14 @@ Service::~Service() = default;
 
 std::optional<std::uint32_t> Service::tenant_of(const HttpRequest& request) const {
   if (options_.tenants.size() == 1 && options_.tenants[0].key.empty()) return 0;
-  constexpr std::string_view kBearer = "Bearer ";
-  std::string_view key = request.authorization;
-  if (!key.starts_with(kBearer)) return {};
-  key.remove_prefix(kBearer.size());
+  constexpr std::string_view kBearer = "Bearer ", kQuery = "key=";
+  std::string key;
+  if (request.authorization.starts_with(kBearer))
+    key = request.authorization.substr(kBearer.size());
+  else if (request.path == "/events" && request.query.starts_with(kQuery))
+    key = percent_decoded(std::string_view(request.query).substr(kQuery.size()));
+  else
+    return {};
   std::optional<std::uint32_t> found;
   for (std::uint32_t i = 0; i < options_.tenants.size(); ++i)
     if (same_key(options_.tenants[i].key, key)) found = i;
@@ -85,9 +113,14 @@ void Service::handle(std::shared_ptr<Exchange> exchange) {
   struct Route {
     std::string_view path, method;
   };
-  static constexpr Route kRoutes[] = {{"/health", "GET"},          {"/metrics", "GET"},
-                                      {"/v1/models", "GET"},       {"/tokenize", "POST"},
-                                      {"/v1/completions", "POST"}, {"/v1/chat/completions", "POST"}};
+  static constexpr Route kRoutes[] = {{"/", "GET"},
+                                      {"/events", "GET"},
+                                      {"/health", "GET"},
+                                      {"/metrics", "GET"},
+                                      {"/v1/models", "GET"},
+                                      {"/tokenize", "POST"},
+                                      {"/v1/completions", "POST"},
+                                      {"/v1/chat/completions", "POST"}};
   constexpr std::string_view kModel = "/v1/models/";
   const bool one_model = request.path.starts_with(kModel);
   const auto route = std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const Route& r) {
@@ -105,6 +138,15 @@ void Service::handle(std::shared_ptr<Exchange> exchange) {
     return exchange->send(200, kJson, R"({"status":"ok"})");
   }
 
+  if (request.path == "/")  // it holds no data: what it shows comes from /events
+    return exchange->send(
+        200, "text/html; charset=utf-8", std::string(kPageHtml),
+        {{"Content-Security-Policy",
+          "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+          "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"},
+         {"Referrer-Policy", "no-referrer"},
+         {"Cache-Control", "no-cache"}});
+
   const auto tenant = tenant_of(request);
   if (!tenant)
     return refuse(*exchange,
@@ -115,9 +157,9 @@ void Service::handle(std::shared_ptr<Exchange> exchange) {
                    .code = "invalid_api_key"});
   exchange->note = options_.tenants[*tenant].name;
   if (request.path == "/metrics") {
-    const bool all = options_.tenants[*tenant].admin || options_.tenants[*tenant].key.empty();
-    return exchange->send(200, kPrometheus, all ? metrics_.text() : metrics_.text(*tenant));
+    return exchange->send(200, kPrometheus, sees_all(*tenant) ? metrics_.text() : metrics_.text(*tenant));
   }
+  if (request.path == "/events") return watch(std::move(exchange), *tenant);
   if (one_model) {
     if (request.path.substr(kModel.size()) != options_.model)
       return refuse(*exchange, {.status = 404,
@@ -138,9 +180,65 @@ void Service::handle(std::shared_ptr<Exchange> exchange) {
            *tenant);
 }
 
+// ---- the live page -------------------------------------------------------------------------------------------------
+
+bool Service::sees_all(std::uint32_t tenant) const {
+  return options_.tenants[tenant].admin || options_.tenants[tenant].key.empty();
+}
+
+void Service::watch(std::shared_ptr<Exchange> exchange, std::uint32_t tenant) {
+  if (draining_) return refuse(*exchange, {.status = 503, .message = "the server is shutting down"});
+  if (watchers_.size() >= options_.max_watchers)
+    return refuse(*exchange, {.status = 503, .message = "too many pages are open already"});
+  if (exchange->request().method == "HEAD") return exchange->send(200, "text/event-stream", {});
+  exchange->start(200, "text/event-stream");
+  exchange->on_gone = [this, watcher = exchange.get()] {
+    std::erase_if(watchers_, [&](const Watcher& w) { return w.exchange.get() == watcher; });
+  };
+  watchers_.push_back({std::move(exchange), sees_all(tenant) ? std::nullopt : std::optional(tenant)});
+  told_change_ = ~std::uint64_t{0};  // the new one is told at once
+  if (!std::exchange(telling_, true)) tell_watchers();
+}
+
+/// Twice a second while something happens, else now and then.
+void Service::tell_watchers() {
+  constexpr std::chrono::milliseconds kPause{500};
+  constexpr std::uint64_t kQuiet = 10;  // pauses
+  if (watchers_.empty() || draining_) {
+    telling_ = false;
+    return;
+  }
+  server_.after(kPause, [this] { tell_watchers(); });
+  const EngineState state = metrics_.state();
+  const std::uint64_t change = state.steps + metrics_.ended();
+  if (change == told_change_ && ++quiet_ < kQuiet) return;
+  told_change_ = change;
+  quiet_ = 0;
+  worker_.look([this](View view) {
+    server_.post([this, view = std::move(view)] {
+      PageOptions page{.model = options_.model,
+                       .kvstem = options_.block_tokens > 0,
+                       .sequence = ++sequence_,
+                       .time = static_cast<double>(options_.unix_now()),
+                       .block_tokens = options_.block_tokens};
+      for (const Tenant& tenant : options_.tenants) page.tenants.push_back(tenant.name);
+      for (const Watcher& watcher : std::vector(watchers_)) {
+        page.tenant = watcher.tenant;
+        watcher.exchange->write(page_event(view, metrics_, history_, page));
+      }
+    });
+  });
+}
+
+void Service::start() {
+  history_.sample(options_.unix_now(), metrics_);
+  server_.after(std::chrono::seconds(History::kSeconds), [this] { start(); });
+}
+
 void Service::shut_down(std::chrono::milliseconds grace) {
   server_.post([this, grace] {
     draining_ = true;
+    for (const Watcher& watcher : std::exchange(watchers_, {})) watcher.exchange->finish();
     // Who has not finished by then is told, and has a moment to hear it.
     server_.after(grace * 8 / 10, [this] { worker_.fail_all("the server is shutting down"); });
   });

@@ -5,9 +5,11 @@
 // tokenized on a thread of its own, so that a prompt of megabytes holds up neither streams nor the engine.
 //
 //   POST /v1/chat/completions, /v1/completions, /tokenize      GET /v1/models, /v1/models/NAME, /health, /metrics
+//   GET / is the live page, GET /events what it is told, as server-sent events
 //
 // Keys: without any, everybody is one tenant. With some, each is a tenant of its own: what one sent is never found by
-// another, in any tier, and each sees its own counters only. The admin key sees all counters, and is a tenant as well.
+// another, in any tier, and each sees its own counters only. The admin key sees all counters, and is a tenant as well. A
+// browser gives the page's key as `?key=`.
 //
 // Threads: `handle` on the HTTP server's thread; `shut_down` from any.
 //
@@ -26,6 +28,7 @@
 #include "api.hpp"
 #include "http.hpp"
 #include "metrics.hpp"
+#include "page.hpp"
 #include "task_thread.hpp"
 #include "worker.hpp"
 
@@ -41,6 +44,8 @@ struct ServiceOptions {
   std::string model{};                      // the name that it goes by
   std::vector<Tenant> tenants{};            // at least one; the worker's scopes are in the same order
   std::uint32_t default_max_tokens = 1024;  // of an answer whose request does not say
+  std::uint32_t block_tokens = 0;           // 0: without kvstem
+  std::uint32_t max_watchers = 64;          // of the live page
   std::uint32_t max_waiting = 256;          // calls that wait or run; further ones are told to come later
   std::chrono::milliseconds request_timeout{600'000};
   // Seams for tests.
@@ -57,6 +62,8 @@ class Service {
   Service& operator=(const Service&) = delete;
   ~Service();
 
+  /// Before the server runs: from now on the history is kept.
+  void start();
   void handle(std::shared_ptr<Exchange> exchange);
 
   /// Any thread. New calls are refused; what runs may finish within `grace`, and is told then.
@@ -66,9 +73,17 @@ class Service {
   struct Call;
   enum class Endpoint : std::uint8_t { kChat, kCompletions, kTokenize };
 
+  struct Watcher {
+    std::shared_ptr<Exchange> exchange;
+    std::optional<std::uint32_t> tenant;  // none: sees all
+  };
+
   [[nodiscard]] std::optional<std::uint32_t> tenant_of(const HttpRequest& request) const;
+  [[nodiscard]] bool sees_all(std::uint32_t tenant) const;
   void generate(std::shared_ptr<Exchange> exchange, Endpoint endpoint, std::uint32_t tenant);
   void tokenize(std::shared_ptr<Exchange> exchange, std::uint32_t tenant);
+  void watch(std::shared_ptr<Exchange> exchange, std::uint32_t tenant);
+  void tell_watchers();
   void refuse(Exchange& exchange, const ApiError& error, std::optional<std::uint32_t> tenant = {});
   void launch(const std::shared_ptr<Call>& call, Job job);
   [[nodiscard]] std::optional<ApiError> prepare(Call& call, Job& job) const;
@@ -84,6 +99,10 @@ class Service {
   std::size_t longest_token_ = 1;  // bytes
   bool draining_ = false;
   std::size_t preparing_ = 0;
+  History history_;
+  std::vector<Watcher> watchers_;
+  bool telling_ = false;  // the watchers' timer runs
+  std::uint64_t sequence_ = 0, told_change_ = 0, quiet_ = 0;
   TaskThread preparer_;
 };
 

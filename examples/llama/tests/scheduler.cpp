@@ -70,6 +70,7 @@ TEST_CASE("a request yields what prefill on the grid and greedy decoding yield b
     const RequestNumber id =
         must(engine.submit({.tokens = tokens,
                             .max_new_tokens = 20,
+                            .exact = true,
                             .stop_at_end = false,
                             .on_logits = [&](std::uint32_t i, std::span<const float> row) {
                               CHECK(i == logits.size());
@@ -108,6 +109,24 @@ TEST_CASE("prefill goes on chunk by chunk while others decode, one token a step"
   CHECK(outcomes[reader].first_step == 5 + 640 / 64 - 1);
   CHECK(outcomes[reader].tokens.size() == 4);
   CHECK(outcomes[talker].tokens.size() == 60);
+}
+
+TEST_CASE("the last chunk takes what is left, unless exactness is asked for or the batch is small") {
+  for (const std::uint32_t batch : {64u, 128u})
+    for (const bool exact : {false, true})
+      for (const std::uint32_t length : {1u, 64u, 100u, 127u, 128u, 191u, 192u, 300u}) {
+        auto llama = open_tiny(2048, 6, batch);
+        std::mt19937_64 rng(length);
+        Engine engine(*llama, 1);
+        const RequestNumber id =
+            must(engine.submit({.tokens = random_tokens(rng, length, llama->vocab_size()),
+                                .max_new_tokens = 1,
+                                .exact = exact}));
+        const Outcome o = run(engine)[id];
+        const bool whole = batch == 128 && !exact;
+        CHECK(o.report.ran_steps == (whole ? std::max(1u, length / kGrid) : (length + kGrid - 1) / kGrid));
+        CHECK(o.report.computed_tokens == length);
+      }
 }
 
 TEST_CASE("requests that run together each yield what they yield alone") {

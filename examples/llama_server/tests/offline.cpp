@@ -47,7 +47,7 @@ int main(int argc, char** argv) {
   const auto llama = must(LlamaEngine::open({.model = argv[1],
                                              .cells = cells,
                                              .sequences = std::min(254u, slots * 4 + 8),
-                                             .batch = std::min(cells, std::max(kGrid, slots)),
+                                             .batch = std::min(cells, std::max(2 * kGrid, slots)),
                                              .threads = 1}));
   const auto cache = must(Engine::Cache::create(*llama, {.requests = slots, .resident_tokens = 2048}));
   const auto scope = must(cache->open_scope(llama->scope()));

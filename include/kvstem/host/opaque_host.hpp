@@ -470,6 +470,7 @@ class OpaqueHost {
   [[nodiscard]] Cache& cache() noexcept { return *cache_; }
   [[nodiscard]] HostTier& tier() noexcept { return tier_; }
   [[nodiscard]] std::size_t block_bytes() const noexcept { return block_bytes_; }
+  [[nodiscard]] std::uint32_t block_tokens() const noexcept { return options_.block_tokens; }
   /// Tokens that residents hold now.
   [[nodiscard]] std::uint32_t resident_tokens() const noexcept {
     std::uint32_t tokens = 0;
