@@ -32,6 +32,9 @@ struct Engine::Slot {
 
 namespace {
 
+/// Below it the likeliest token is taken: logits divided by less may overflow.
+constexpr float kLeastTemperature = 1e-6f;
+
 std::uint64_t cells_of(const Request& request) noexcept {
   return std::uint64_t{request.tokens.size()} + request.max_new_tokens;
 }
@@ -302,11 +305,14 @@ void Engine::admit() {
 void Engine::set_sampler(Slot& slot) {
   const Sampling& s = slot.request->sampling;
   slot.sampler.reset();
-  if (s.temperature <= 0) return;
+  if (s.temperature < kLeastTemperature) return;
   slot.sampler.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
   llama_sampler_chain_add(slot.sampler.get(), llama_sampler_init_top_p(s.top_p, 1));
   llama_sampler_chain_add(slot.sampler.get(), llama_sampler_init_temp(s.temperature));
-  llama_sampler_chain_add(slot.sampler.get(), llama_sampler_init_dist(s.seed + slot.sample));
+  // llama.cpp takes one seed for "a random one".
+  const std::uint32_t seed = s.seed + slot.sample;
+  llama_sampler_chain_add(slot.sampler.get(),
+                          llama_sampler_init_dist(seed == LLAMA_DEFAULT_SEED ? 0x9e3779b9u : seed));
 }
 
 /// Brings what is already there of the prompt into the slot's sequence.

@@ -198,6 +198,7 @@ Status LlamaEngine::load(const LlamaEngineOptions& options) {
   params.n_batch = options.batch;
   params.n_ubatch = options.batch;  // a decode is one graph: it happens as a whole or not at all
   params.n_seq_max = options.sequences + kStagingSequences;
+  params.n_outputs_max = std::max(params.n_batch, params.n_seq_max);  // fewer end the process
   params.n_threads = static_cast<std::int32_t>(
       options.threads ? options.threads : std::max(1u, std::thread::hardware_concurrency()));
   params.n_threads_batch = params.n_threads;

@@ -312,7 +312,12 @@ std::string content_of(Fields& in, const Json& message, const std::string& role,
     if (role != "assistant") in.fail(at, at + " is missing: write a string");
     return {};
   }
-  if (field->is_string()) return field->get<std::string>();
+  // llama.cpp's chat formats end a text at its first NUL.
+  const auto whole = [&](std::string text) {
+    if (text.find('\0') != std::string::npos) in.fail(at, at + " must not have NUL characters (\\u0000)");
+    return text;
+  };
+  if (field->is_string()) return whole(field->get<std::string>());
   std::string content;
   if (!field->is_array())
     in.fail(at, at + " must be a string or an array of parts {\"type\": \"text\", \"text\": ...}");
@@ -330,7 +335,7 @@ std::string content_of(Fields& in, const Json& message, const std::string& role,
       content += part["text"].get_ref<const std::string&>();
     }
   }
-  return content;
+  return whole(std::move(content));
 }
 
 std::vector<ChatMessage> messages_of(Fields& in) {

@@ -82,8 +82,7 @@ Options read_options(int argc, char** argv) {
       ->check(CLI::Range(1, 1 << 30));
   app.add_option("--queue", o.queue, "Requests that may wait or run; further ones are told to come later")
       ->check(CLI::Range(1, 100000));
-  app.add_option("--timeout", o.timeout, "Seconds for one request, waiting included")
-      ->check(CLI::Range(0.1, 86400.0));
+  app.add_option("--timeout", o.timeout, "Seconds for one request, waiting included");
   app.add_option("--max-body", o.body_bytes, "Largest request, as in 4MiB; 0: by the context")
       ->transform(CLI::AsSizeValue(false));
   app.add_flag("--quiet,-q", o.quiet, "No access log on stderr");
@@ -92,6 +91,10 @@ Options read_options(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     std::exit(app.exit(e) == 0 ? 0 : 2);
   }
+  if (!(o.timeout >= 0.1 && o.timeout <= 86400)) die("--timeout must be 0.1 to 86400 seconds");
+  if (o.host.empty()) die("--host must not be empty: 0.0.0.0 is all addresses");
+  if (o.block_tokens > o.ctx && !o.no_kvstem)
+    die("--block-tokens must be at most --ctx: no block would ever be full");
   if (o.alias.empty()) o.alias = std::filesystem::path(o.model).stem().string();
   return o;
 }
@@ -159,12 +162,6 @@ int main(int argc, char** argv) {
   const Options o = read_options(argc, argv);
   const std::vector<Tenant> tenants = tenants_of(o);
   raise_file_limit();
-  // All threads inherit this: signals come to the one that waits for them.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
 
   std::fprintf(stderr, "loading %s\n", o.model.c_str());
@@ -174,11 +171,19 @@ int main(int argc, char** argv) {
                                    .sequences = std::min(254u, o.slots * 4 + 8),
                                    .batch = std::min(o.ctx, std::max(2 * kGrid, o.slots)),
                                    .threads = o.threads});
-  if (!opened.ok()) die(std::string(opened.status().message()) + "\n" + LlamaEngine::last_error());
+  if (!opened.ok())
+    die("--model " + o.model + ": " + opened.status().message() + "\n" + LlamaEngine::last_error());
   LlamaEngine& llama = **opened;
   if (const auto text = llama.chat({}); !text.ok())
     die("this model's chat format is not among those that llama.cpp knows: " +
         std::string(text.status().message()));
+
+  // All threads inherit this: signals come to the one that waits for them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
   std::unique_ptr<Engine::Cache> cache;
   Worker::Options worker_options{
@@ -192,7 +197,7 @@ int main(int argc, char** argv) {
                                               .resident_tokens = o.resident,
                                               .announcements = std::max(16u, o.slots * 2),
                                               .max_scopes = static_cast<std::uint32_t>(tenants.size())});
-    if (!made.ok()) die(std::string("the cache: ") + made.status().message());
+    if (!made.ok()) die(std::string("--kv-host, --block-tokens: ") + made.status().message());
     cache = std::move(*made);
     for (const Tenant& tenant : tenants) {
       const auto scope = cache->open_scope(llama.scope(tenant.key));

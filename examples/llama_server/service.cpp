@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "service.hpp"
 
+#include <strings.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <utility>
@@ -42,6 +44,9 @@ const char* name(Piece::End end) { return end == Piece::End::kLength ? "length" 
 
 /// A call of /v1/chat/completions or /v1/completions. On the HTTP thread, but while it is being prepared.
 struct Service::Call : std::enable_shared_from_this<Call> {
+  explicit Call(Service& s) : service(s) {}
+
+  Service& service;
   std::shared_ptr<Exchange> exchange;
   Endpoint endpoint = Endpoint::kChat;
   std::uint32_t tenant = 0;
@@ -57,7 +62,10 @@ struct Service::Call : std::enable_shared_from_this<Call> {
   std::uint32_t overtaken = 0;
   std::uint64_t waited_steps = 0, ran_steps = 0;  // of the choice that took longest
 
+  std::chrono::steady_clock::time_point deadline{};
+
   void on(std::vector<Piece> pieces);
+  void end(bool unfinished);
   void open(std::uint32_t choice);
   void fail(const ApiError& error);
   void finish();
@@ -75,8 +83,10 @@ Service::Service(const LlamaEngine& llama, Worker& worker, Metrics& metrics, Htt
   parse_.models = {options_.model};
   for (std::uint32_t id = 0; id < llama_.vocab_size(); ++id) {
     const auto token = static_cast<TokenId>(id);
-    if (const auto text = llama_.detokenize({&token, 1}, true); text.ok())
-      longest_token_ = std::max(longest_token_, text->size());
+    const auto text = llama_.detokenize({&token, 1}, true), plain = llama_.detokenize({&token, 1}, false);
+    if (!text.ok()) continue;
+    longest_token_ = std::max(longest_token_, text->size());
+    if (plain.ok() && plain->empty() && !text->empty()) special_tokens_.push_back(*text);
   }
 }
 
@@ -88,7 +98,7 @@ std::optional<std::uint32_t> Service::tenant_of(const HttpRequest& request) cons
   if (options_.tenants.size() == 1 && options_.tenants[0].key.empty()) return 0;
   constexpr std::string_view kBearer = "Bearer ", kQuery = "key=";
   std::string key;
-  if (request.authorization.starts_with(kBearer))
+  if (strncasecmp(request.authorization.c_str(), kBearer.data(), kBearer.size()) == 0)
     key = request.authorization.substr(kBearer.size());
   else if (request.path == "/events" && request.query.starts_with(kQuery))
     key = percent_decoded(std::string_view(request.query).substr(kQuery.size()));
@@ -247,12 +257,25 @@ void Service::shut_down(std::chrono::milliseconds grace) {
 
 // ---- from text to tokens, on the preparer's thread ----------------------------------------------------------------
 
+/// llama.cpp needs time with the square of their number: half a second for these, minutes for a body full of them.
+bool Service::too_many_special(std::string_view text) const {
+  constexpr std::size_t kMost = 16384;
+  std::size_t found = 0;
+  for (const std::string& token : special_tokens_)
+    for (std::size_t at = 0; (at = text.find(token, at)) != std::string_view::npos; at += token.size())
+      if (++found > kMost) return true;
+  return false;
+}
+
 /// Text that is certainly longer than a sequence is refused without looking at it closely.
 Parsed<std::vector<TokenId>> Service::tokens_of(std::string_view text, bool special, bool begin) const {
   const std::uint32_t most = llama_.capacity().sequence_tokens;
   if (text.size() / longest_token_ >= most)
     return ApiError{.message = "the prompt is too long: this model's context is " + std::to_string(most) +
                                " tokens, and " + std::to_string(text.size()) + " bytes are more than that",
+                    .code = "context_length_exceeded"};
+  if (special && too_many_special(text))
+    return ApiError{.message = "the prompt has too many special tokens: 16384 are the most in one text",
                     .code = "context_length_exceeded"};
   auto tokens = llama_.tokenize(text, special, begin);
   if (!tokens.ok()) return ApiError{.message = tokens.status().message()};
@@ -316,7 +339,7 @@ std::optional<ApiError> Service::prepare(Call& call, Job& job) const {
 }
 
 void Service::generate(std::shared_ptr<Exchange> exchange, Endpoint endpoint, std::uint32_t tenant) {
-  auto call = std::make_shared<Call>();
+  auto call = std::make_shared<Call>(*this);
   call->exchange = std::move(exchange);
   call->endpoint = endpoint;
   call->tenant = tenant;
@@ -339,6 +362,9 @@ void Service::tokenize(std::shared_ptr<Exchange> exchange, std::uint32_t tenant)
     std::optional<ApiError> error;
     if (auto parsed = parse_tokenize(exchange->request().body); !parsed.ok()) {
       error = parsed.error();
+    } else if (parsed->parse_special && too_many_special(parsed->content)) {
+      error = ApiError{.message = "content has too many special tokens: 16384 are the most in one text",
+                       .param = "content"};
     } else if (auto tokens = llama_.tokenize(parsed->content, parsed->parse_special, parsed->add_special);
                tokens.ok()) {
       body = tokenize_answer(*tokens);
@@ -380,21 +406,36 @@ void Service::launch(const std::shared_ptr<Call>& call, Job job) {
     server.post([call, pieces = std::move(pieces)]() mutable { call->on(std::move(pieces)); });
   };
   call->job = worker_.submit(std::move(job));
-  call->exchange->on_gone = [&worker = worker_, call] {
-    call->over = true;
-    worker.cancel(call->job);
-    call->note();
+  call->exchange->on_gone = [call] {
+    if (!call->over) call->end(true);
   };
-  server_.after(options_.request_timeout, [&worker = worker_, weak = std::weak_ptr<Call>(call)] {
-    const auto late = weak.lock();
-    if (!late || late->over) return;
-    worker.cancel(late->job);
-    late->fail(
-        {.status = 504, .message = "the request took longer than this server allows", .code = "timeout"});
-  });
+  call->deadline = std::chrono::steady_clock::now() + options_.request_timeout;
+  calls_.insert(call);
+  if (!std::exchange(watching_time_, true)) end_late_calls();
+}
+
+void Service::end_late_calls() {
+  constexpr std::chrono::milliseconds kPause{100};
+  watching_time_ = !calls_.empty();
+  if (!watching_time_) return;
+  server_.after(kPause, [this] { end_late_calls(); });
+  const auto now = std::chrono::steady_clock::now();
+  for (const auto& call : std::vector(calls_.begin(), calls_.end()))
+    if (call->deadline <= now)
+      call->fail(
+          {.status = 504, .message = "the request took longer than this server allows", .code = "timeout"});
+}
+
+/// `unfinished`: the engine need not go on with it.
+void Service::Call::end(bool unfinished) {
+  over = true;
+  note();
+  if (unfinished) service.worker_.cancel(job);
+  service.calls_.erase(shared_from_this());
 }
 
 void Service::Call::on(std::vector<Piece> pieces) {
+  const auto self = shared_from_this();
   for (Piece& piece : pieces) {
     if (over) return;
     if (piece.finished) {
@@ -440,8 +481,7 @@ void Service::Call::note() {
 }
 
 void Service::Call::finish() {
-  over = true;
-  note();
+  end(false);
   if (!wanted.stream) return exchange->send(200, kJson, answer(identity, choices, usage));
   if (wanted.include_usage) exchange->write(usage_chunk(identity, usage));
   exchange->write(std::string(kDone));
@@ -449,8 +489,7 @@ void Service::Call::finish() {
 }
 
 void Service::Call::fail(const ApiError& error) {
-  over = true;
-  note();
+  end(true);
   if (!streaming) return exchange->send(error.status, kJson, error_body(error));
   exchange->write(error_chunk(error));
   exchange->finish();

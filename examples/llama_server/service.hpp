@@ -23,6 +23,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
 #include "api.hpp"
@@ -86,7 +87,9 @@ class Service {
   void tell_watchers();
   void refuse(Exchange& exchange, const ApiError& error, std::optional<std::uint32_t> tenant = {});
   void launch(const std::shared_ptr<Call>& call, Job job);
+  void end_late_calls();
   [[nodiscard]] std::optional<ApiError> prepare(Call& call, Job& job) const;
+  [[nodiscard]] bool too_many_special(std::string_view text) const;
   [[nodiscard]] Parsed<std::vector<TokenId>> tokens_of(std::string_view text, bool special, bool begin) const;
   [[nodiscard]] std::string new_id(bool chat);
 
@@ -97,8 +100,11 @@ class Service {
   ServiceOptions options_;
   ParseOptions parse_;
   std::size_t longest_token_ = 1;  // bytes
+  std::vector<std::string> special_tokens_;
   bool draining_ = false;
   std::size_t preparing_ = 0;
+  std::unordered_set<std::shared_ptr<Call>> calls_;  // that the engine works on
+  bool watching_time_ = false;
   History history_;
   std::vector<Watcher> watchers_;
   bool telling_ = false;  // the watchers' timer runs

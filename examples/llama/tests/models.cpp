@@ -109,6 +109,7 @@ TEST_CASE("options that llama.cpp would die of are refused") {
   CHECK(code({.sequences = 0}) == StatusCode::kInvalidArgument);
   CHECK(code({.sequences = 255}) == StatusCode::kInvalidArgument);
   CHECK(code({.sequences = 254}) == StatusCode::kOk);
+  CHECK(code({.sequences = 254, .batch = 8}) == StatusCode::kOk);
   CHECK(code({.cells = 0}) == StatusCode::kInvalidArgument);
   CHECK(code({.cells = 0xffffffffu}) == StatusCode::kInvalidArgument);
   CHECK(code({.batch = 0}) == StatusCode::kInvalidArgument);

@@ -258,6 +258,9 @@ TEST_CASE("sampling follows its seed and stays inside top_p") {
   CHECK_FALSE(text({.temperature = 2, .seed = 1}) == text({.temperature = 2, .seed = 2}));
   CHECK_FALSE(text({.temperature = 2, .seed = 1}) == likeliest);
   CHECK(text({.temperature = 2, .top_p = 1e-6f, .seed = 1}) == likeliest);
+  // Colder than a float can divide by; and the seed that llama.cpp takes for "a random one".
+  CHECK(text({.temperature = 1e-30f, .seed = 1}) == likeliest);
+  CHECK(text({.temperature = 2, .seed = 0xffffffffu}) == text({.temperature = 2, .seed = 0xffffffffu}));
 }
 
 TEST_CASE("requests that can never run are refused at once") {
