@@ -5,15 +5,16 @@
 
 Our server beside llama.cpp's own llama-server, on the same model, with the same sizes (-c 8192 -np 2 -t 2), and with
 llama-server's pure defaults as a second row. All run at once, and are asked in turn, so that what else happens on the
-machine meets each alike; one request at a time but where it is said. Prompts are token ids, the same for all, and what
-both make of the same text is asserted to be the same ids. Greedy, past the end of text.
+machine meets each alike, and nobody before the others are quiet; one request at a time but where it is said. Prompts are
+token ids, and what both make of the same text is asserted to be the same ids. Greedy, past the end of text.
 
   shared     conversations with one common opening of 1,500 tokens; a turn adds 84 tokens and 16 of answer
   different  conversations with an opening of 1,500 tokens each
   nothing    prompts that have nothing in common, two at a time; llama-server with cache_prompt off
   agents     eight scripted agents at once, with tools and sub-agents (examples/agents/scripted.py)
 
-The answer that goes into the next turn's prompt is llama-server's, also for ours, so that all prompts are the same.
+A conversation goes on from the server's own answer, as its clients do. Rounding makes some answers differ; that all else in
+the prompts is the same, token by token, is asserted, and how many answers were the same is shown.
 """
 import argparse
 import http.client
@@ -205,6 +206,19 @@ class Report:
                 print(f"{c['name']:64} {c['value']:10.3f} {spread:>21}  {c['unit']:10} {met}")
 
 
+def settle(servers):
+    """Waits until no server works any more: llama.cpp's threads go on spinning for a while after an answer, and would take
+    the time from whoever is asked next."""
+    def used():
+        fields = [pathlib.Path(f"/proc/{s.process.pid}/stat").read_text().rsplit(")", 1)[1].split() for s in servers]
+        return sum(int(f[11]) + int(f[12]) for f in fields)  # in hundredths of a second
+    before, quiet = used(), 0
+    while quiet < 4:
+        time.sleep(0.02)
+        now = used()
+        before, quiet = now, quiet + 1 if now == before else 0
+
+
 def in_turn(items, k):
     """The same items, another one first each time."""
     k %= len(items)
@@ -216,15 +230,19 @@ def converse(servers, texts, progress, label, openings, turns, rounds):
     tokens found by server and turn. All servers are asked the same prompts."""
     first = {s.name: [[] for _ in range(turns)] for s in servers}
     found = {s.name: [[] for _ in range(turns)] for s in servers}
-    asked, cold = 0, {s.name: [] for s in servers}
+    asked, cold, same_answers = 0, {s.name: [] for s in servers}, []
     for r in range(rounds):
-        histories = [list(o) for o in openings(r)]
+        histories = [{s.name: list(o) for s in servers} for o in openings(r)]
+        given = [list(range(len(h[servers[0].name]))) for h in histories]  # positions that are no server's answer
         for turn in range(turns):
             for c, history in enumerate(histories):
-                history += texts.take(FRESH)
-                answers = {}
+                fresh, answers = texts.take(FRESH), {}
+                length = len(history[servers[0].name])
+                given[c] += range(length, length + FRESH)
                 for server in in_turn(servers, asked):
-                    seconds, tokens, cached = server.complete(history, ANSWER)
+                    prompt = history[server.name] = history[server.name] + fresh
+                    settle(servers)
+                    seconds, tokens, cached = server.complete(prompt, ANSWER)
                     answers[server.name] = tokens
                     if label == "shared" and turn == 0 and c == 0:
                         cold[server.name].append(seconds)  # nobody has the opening yet
@@ -233,8 +251,13 @@ def converse(servers, texts, progress, label, openings, turns, rounds):
                         found[server.name][turn].append(cached)
                 asked += 1
                 progress.show(f"{label}: round {r + 1} of {rounds}, turn {turn}, conversation {c + 1} of {len(histories)}")
-                history += answers["llama-server"]
-    return first, found, cold
+                asked_by = [[history[s.name][i] for i in given[c]] for s in servers]
+                if any(ids != asked_by[0] for ids in asked_by):
+                    sys.exit("the servers were not asked the same: nothing can be compared")
+                same_answers.append(answers["kvstem"] == answers["llama-server"])
+                for s in servers:
+                    history[s.name] += answers[s.name]
+    return first, found, cold, same_answers
 
 
 def ratios(first, turn, other):
@@ -248,8 +271,9 @@ def run_shared(servers, texts, report, progress, quick):
     def openings(_):
         common = texts.take(OPENING)
         return [common] * conversations
-    first, found, cold = converse(servers, texts, progress, "shared", openings, turns, rounds)
+    first, found, cold, same = converse(servers, texts, progress, "shared", openings, turns, rounds)
     progress.clear()
+    report.figure("shared: answers that both gave alike", [sum(same) / len(same)], "share")
     for s in servers:
         report.figure(f"shared: {s.name}, the very first request", cold[s.name], "s")
         for t in range(turns):
@@ -270,7 +294,7 @@ def run_shared(servers, texts, report, progress, quick):
 
 def run_different(servers, texts, report, progress, quick):
     conversations, turns = 3 if quick else 10, 2
-    first, found, _ = converse(servers, texts, progress, "different", lambda _: [texts.take(OPENING) for _ in range(conversations)],
+    first, found, _, _ = converse(servers, texts, progress, "different", lambda _: [texts.take(OPENING) for _ in range(conversations)],
                                turns, 1)
     progress.clear()
     for s in servers:
@@ -304,6 +328,7 @@ def run_nothing(servers, texts, report, progress, quick):
                     except IndexError:
                         return
                     server.complete(mine, new, cache=False)
+            settle(servers)
             start = time.perf_counter()
             threads = [threading.Thread(target=client) for _ in range(2)]
             for t in threads:
@@ -329,6 +354,7 @@ def run_agents(servers, texts, report, progress, quick, python):
         digests = set()
         for server in in_turn(two, r):
             progress.show(f"agents: run {r + 1} of {runs}, {server.name}")
+            settle(servers)
             with tempfile.NamedTemporaryFile(suffix=".json") as out:
                 subprocess.run([python, str(script), "--url", f"http://127.0.0.1:{server.port}/v1", "--root", str(ROOT / "include"),
                                 "--agents", str(agents), "--turns", str(turns), "--seed", str(r + 1), "--max-tokens", "24",

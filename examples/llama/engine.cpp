@@ -379,10 +379,12 @@ void Engine::prefill() {
   if (found == slots_.end()) return;
   Slot& slot = *found;
   const auto prompt = static_cast<std::uint32_t>(slot.request->tokens.size());
-  // The last chunk takes what is left: two short calls cost more than one. Not where bits are to be the same.
-  const std::uint32_t left = prompt - slot.length;
-  const bool whole = !slot.request->exact && left < 2 * kGrid && left <= llama_.batch();
-  const std::uint32_t end = whole ? prompt : std::min(prompt, slot.length + kGrid);
+  const bool others_wait = std::any_of(slots_.begin(), slots_.end(),
+                                       [](const Slot& s) { return s.state == Slot::State::kDecode; });
+  const std::uint32_t most = slot.request->exact ? kGrid
+                             : others_wait       ? std::min(kBusyChunk, llama_.batch())
+                                                 : llama_.batch();
+  const std::uint32_t end = std::min(prompt, slot.length + most);
   const bool on_grid = slot.length % kGrid == 0 && end - slot.length == kGrid;
   feeds_.clear();
   for (std::uint32_t at = slot.length; at < end; ++at)

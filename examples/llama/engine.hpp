@@ -10,10 +10,10 @@
 // of a request share one prefill: the others fork from the first, as far as there are slots; those that come later share
 // the prompt as any other request would.
 //
-// Prefill is cut into chunks of kGrid tokens, counted from where it starts, and each is a decode call of its own; the last
-// one of a request that does not ask for exact reuse may have up to twice as many, if the LlamaEngine's batch allows it.
-// llama.cpp rounds differently for calls of fewer than 64 tokens, of more, and of one; a request that asks for exact
-// reuse starts at a multiple of kGrid, goes through exactly the calls that a cold run makes there, and gets the same bits.
+// Prefill is cut into chunks, each a call of its own: of the LlamaEngine's batch while nobody decodes, of at most kBusyChunk
+// tokens while somebody does, who waits for the next token meanwhile. llama.cpp rounds differently for calls of fewer than
+// 64 tokens, of more, and of one; so a request that asks for exact reuse starts at a multiple of kGrid and has chunks of
+// kGrid tokens. It goes through exactly the calls that a cold run makes there, and gets the same bits.
 //
 // With a cache, a request computes only what is new; without one (null) nothing of kvstem runs.
 // Threads: one. The LlamaEngine, and the cache if there is one, must outlive it.
@@ -38,8 +38,10 @@ struct llama_sampler;
 
 namespace kvstem_llama {
 
-/// Where prefill is cut, in tokens.
+/// Where the prefill of exact requests is cut, in tokens.
 inline constexpr std::uint32_t kGrid = 64;
+/// Longest chunk while others decode. Shorter ones give them their tokens more evenly, and cost more calls in all.
+inline constexpr std::uint32_t kBusyChunk = 256;
 
 using RequestNumber = std::uint64_t;
 

@@ -165,7 +165,8 @@ int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
 
   std::fprintf(stderr, "loading %s\n", o.model.c_str());
-  // Sequences beyond the slots: idle conversations, and those whose blocks are still on their way out.
+  // Sequences beyond the slots: idle conversations, and those whose blocks are still on their way out. A larger batch
+  // computes long prompts up to 4 % faster, and the few new tokens of a turn 10 % slower.
   auto opened = LlamaEngine::open({.model = o.model,
                                    .cells = o.ctx,
                                    .sequences = std::min(254u, o.slots * 4 + 8),

@@ -75,7 +75,10 @@ void Worker::cancel(JobNumber number) {
 }
 
 void Worker::look(std::function<void(View)> to) {
-  post([this, to = std::move(to)] { to(view()); });
+  post([this, to = std::move(to)] {
+    tell_state();  // so that both tell of the same moment
+    to(view());
+  });
 }
 
 void Worker::fail_all(const char* why) {

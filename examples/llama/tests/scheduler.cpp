@@ -106,15 +106,15 @@ TEST_CASE("prefill goes on chunk by chunk while others decode, one token a step"
     note(engine.step(), step, outcomes);
     if (before < 60) CHECK(outcomes[talker].tokens.size() == before + 1);
   }
-  CHECK(outcomes[reader].first_step == 5 + 640 / 64 - 1);
+  CHECK(outcomes[reader].first_step == 5 + 640 / 128 - 1);  // the batch
   CHECK(outcomes[reader].tokens.size() == 4);
   CHECK(outcomes[talker].tokens.size() == 60);
 }
 
-TEST_CASE("the last chunk takes what is left, unless exactness is asked for or the batch is small") {
-  for (const std::uint32_t batch : {64u, 128u})
+TEST_CASE("chunks are as long as the batch, or as the grid where bits are to be the same") {
+  for (const std::uint32_t batch : {64u, 128u, 512u})
     for (const bool exact : {false, true})
-      for (const std::uint32_t length : {1u, 64u, 100u, 127u, 128u, 191u, 192u, 300u}) {
+      for (const std::uint32_t length : {1u, 64u, 65u, 128u, 129u, 600u}) {
         auto llama = open_tiny(2048, 6, batch);
         std::mt19937_64 rng(length);
         Engine engine(*llama, 1);
@@ -123,10 +123,26 @@ TEST_CASE("the last chunk takes what is left, unless exactness is asked for or t
                                 .max_new_tokens = 1,
                                 .exact = exact}));
         const Outcome o = run(engine)[id];
-        const bool whole = batch == 128 && !exact;
-        CHECK(o.report.ran_steps == (whole ? std::max(1u, length / kGrid) : (length + kGrid - 1) / kGrid));
+        const std::uint32_t chunk = exact ? kGrid : batch;
+        CHECK(o.report.ran_steps == (length + chunk - 1) / chunk);
         CHECK(o.report.computed_tokens == length);
       }
+}
+
+TEST_CASE("while others decode chunks are shorter, so that they need not wait long") {
+  auto llama = open_tiny(4096, 6, 512);
+  std::mt19937_64 rng(12);
+  Engine engine(*llama, 2);
+  const RequestNumber talker = must(engine.submit(
+      {.tokens = random_tokens(rng, 10, llama->vocab_size()), .max_new_tokens = 60, .stop_at_end = false}));
+  Outcomes outcomes;
+  note(engine.step(), 0, outcomes);
+  const RequestNumber reader =
+      must(engine.submit({.tokens = random_tokens(rng, 1000, llama->vocab_size()), .max_new_tokens = 1}));
+  int step = 1;
+  for (; engine.busy(); ++step) note(engine.step(), step, outcomes);
+  CHECK(outcomes[reader].report.ran_steps == (1000 + kBusyChunk - 1) / kBusyChunk);
+  CHECK(outcomes[talker].report.ran_steps == 60);
 }
 
 TEST_CASE("requests that run together each yield what they yield alone") {
