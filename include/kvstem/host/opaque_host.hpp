@@ -330,7 +330,9 @@ class OpaqueHost {
   /// How many leading tokens of the prompt `begin` would find now. Changes nothing. 0 for a prompt that it would refuse.
   [[nodiscard]] std::uint32_t probe(const OpaqueRequest& request) const noexcept {
     const Prompt& prompt = request.prompt;
-    if (!request.reuse || prompt.tokens.empty() || prompt.tokens.size() > capacity_.sequence_tokens) return 0;
+    if (!request.reuse || !reader_ || prompt.tokens.empty() ||
+        prompt.tokens.size() > capacity_.sequence_tokens)
+      return 0;
     const auto most = static_cast<std::uint32_t>(prompt.tokens.size()) - 1;
     ProbeRange ranges[3];
     const auto found = cache_->probe(*reader_, prompt, ranges);
