@@ -174,6 +174,8 @@ class Texts:
         self.round = 0
 
     def take(self, n):
+        if n > len(self.tokens):
+            sys.exit("there is not enough text in /usr/share/common-licenses to make prompts of")
         if self.at + n > len(self.tokens):
             self.at, self.round = 0, self.round + 1
         taken = self.tokens[self.at:self.at + n]
@@ -319,7 +321,7 @@ def run_nothing(servers, texts, report, progress, quick):
     for b in range(batches):
         prompts = [texts.take(prompt) for _ in range(requests)]
         for server in in_turn(two, b):
-            waiting = list(prompts)
+            waiting, done = list(prompts), []
 
             def client():
                 while True:
@@ -327,7 +329,7 @@ def run_nothing(servers, texts, report, progress, quick):
                         mine = waiting.pop()
                     except IndexError:
                         return
-                    server.complete(mine, new, cache=False)
+                    done.append(server.complete(mine, new, cache=False))
             settle(servers)
             start = time.perf_counter()
             threads = [threading.Thread(target=client) for _ in range(2)]
@@ -335,6 +337,8 @@ def run_nothing(servers, texts, report, progress, quick):
                 t.start()
             for t in threads:
                 t.join()
+            if len(done) != requests:
+                sys.exit(f"{server.name}: only {len(done)} of {requests} requests were answered")
             rates[server.name].append(requests / (time.perf_counter() - start))
             progress.show(f"nothing: batch {b + 1} of {batches}")
     progress.clear()

@@ -173,7 +173,7 @@ class Agent:
                 return Outcome(step.text)
             stuck = stuck + 1 if result in (NO_CALL, AGAIN) else 0
             if stuck == self.STUCK:  # it will not learn the form; if it said something, these are its words
-                return Outcome(self.last, "it repeats itself" if result == AGAIN else "")
+                return Outcome(self.last, "it repeats itself" if result == AGAIN else "it wrote neither calls nor an answer")
             if left:
                 self._append("user", f"RESULT: {result or self._result(step, left)}" + (LAST if left == 1 else ""))
         return Outcome(self.last, f"its {self.turns} turns are used up")
@@ -280,12 +280,13 @@ def main():
 
     try:
         tree = tools.Tree(options.root)
+        first = first_messages(tree, options.task)
         chat = Chat(options.url, options.key, complain)
     except (tools.Refused, Lost) as problem:
         complain(problem)
         return 2
     table = Table()
-    agent = Agent(chat, tree, first_messages(tree, options.task), options.turns, options.max_tokens, table)
+    agent = Agent(chat, tree, first, options.turns, options.max_tokens, table)
     try:
         outcome = agent.run()
     except Lost as lost:

@@ -23,7 +23,8 @@ struct Engine::Slot {
   std::uint32_t length = 0;  // tokens whose state is in the sequence
   TokenId next = -1;         // chosen, not computed yet
   Report report;
-  std::uint64_t started = 0;  // step
+  std::uint64_t started = 0;    // step
+  std::uint32_t overtaken = 0;  // of the request, in all
   /// What is taken of the engine's cells, given back with the last copy: samples share their prompt.
   std::shared_ptr<void> prompt_cells, own_cells;
   std::unique_ptr<llama_sampler, FreeSampler> sampler;
@@ -101,12 +102,11 @@ Result<RequestNumber> Engine::submit(Request request) {
 }
 
 /// Tells that a sample that did not start will not.
-void Engine::give_up(RequestNumber number, const Waiting& waiting, std::uint32_t overtaken,
-                     std::uint32_t sample) {
+void Engine::give_up(RequestNumber number, Line<Waiting>::Entry& entry, std::uint32_t sample) {
   Report report;
-  report.prompt_tokens = static_cast<std::uint32_t>(waiting.request->tokens.size());
-  report.overtaken = overtaken;
-  report.waited_steps = step_ - waiting.since;
+  report.prompt_tokens = static_cast<std::uint32_t>(entry.job.request->tokens.size());
+  report.overtaken = entry.overtaken - std::exchange(entry.job.told, entry.overtaken);
+  report.waited_steps = step_ - entry.job.since;
   events_.push_back({.request = number,
                      .sample = sample,
                      .kind = Event::Kind::kFinished,
@@ -121,7 +121,7 @@ Status Engine::cancel(RequestNumber number) {
       ++it;
       continue;
     }
-    for (const std::uint32_t sample : it->job.samples) give_up(number, it->job, it->overtaken, sample);
+    for (const std::uint32_t sample : it->job.samples) give_up(number, *it, sample);
     withdraw(it->job);
     const auto next = it - line_.begin();
     line_.remove(it);
@@ -142,7 +142,7 @@ Status Engine::cancel(RequestNumber number) {
 Status Engine::cancel(RequestNumber number, std::uint32_t sample) {
   for (auto it = line_.begin(); it != line_.end(); ++it) {
     if (it->number != number || std::erase(it->job.samples, sample) == 0) continue;
-    give_up(number, it->job, it->overtaken, sample);
+    give_up(number, *it, sample);
     if (it->job.samples.empty()) {
       withdraw(it->job);
       line_.remove(it);
@@ -290,7 +290,8 @@ void Engine::admit() {
   auto entry = line_.take(next, !next->job.further);
   withdraw(entry.job);
   slot.rest.assign(entry.job.samples.begin() + 1, entry.job.samples.end());
-  slot.report.overtaken = entry.overtaken;
+  slot.overtaken = entry.overtaken;
+  slot.report.overtaken = entry.overtaken - entry.job.told;
   slot.report.waited_steps = step_ - entry.job.since;
   slot.prompt_cells = take_cells(request.tokens.size());
   slot.own_cells = take_cells(request.max_new_tokens);
@@ -424,9 +425,12 @@ void Engine::fork_samples(Slot& slot, std::span<const float> logits) {
     take_logits(*to, logits);
   }
   if (slot.rest.empty()) return;
-  Waiting waiting{
-      .request = slot.request, .samples = std::exchange(slot.rest, {}), .further = true, .since = step_};
-  line_.add(slot.number, std::move(waiting), slot.report.overtaken);
+  Waiting waiting{.request = slot.request,
+                  .samples = std::exchange(slot.rest, {}),
+                  .further = true,
+                  .told = slot.overtaken,
+                  .since = step_};
+  line_.add(slot.number, std::move(waiting), slot.overtaken);
   stuck_ = false;
 }
 

@@ -131,8 +131,8 @@ class Engine {
   /// request or sample (any more).
   Status cancel(RequestNumber number);
   Status cancel(RequestNumber number, std::uint32_t sample);
-  /// One round: takes requests in, computes one token for every slot that decodes and one chunk for the oldest that
-  /// prefills, and lets the cache export some of what is new. The events are valid until the next call.
+  /// One round: takes requests in, computes one token for every slot that decodes and one chunk of the request that
+  /// is prefilled, and lets the cache export some of what is new. The events are valid until the next call.
   std::span<const Event> step();
   /// True while there is something to compute, to export or to tell.
   [[nodiscard]] bool busy() const noexcept;
@@ -158,6 +158,7 @@ class Engine {
     std::shared_ptr<const Request> request;
     std::vector<std::uint32_t> samples;
     bool further = false;     // others of its samples started before
+    std::uint32_t told = 0;   // overtakings that they have reported
     std::uint64_t since = 0;  // step
     std::uint32_t there = 0;  // tokens of the prompt, when it was last looked at
     kvstem::AnnouncementId announcement{};
@@ -176,7 +177,7 @@ class Engine {
   void leave(Slot& slot, bool good);
   void finish(Slot& slot, Finish how, Status status = {});
   void finish_unforked(const Slot& slot, std::uint32_t sample, Finish how, Status status = {});
-  void give_up(RequestNumber number, const Waiting& waiting, std::uint32_t overtaken, std::uint32_t sample);
+  void give_up(RequestNumber number, Line<Waiting>::Entry& entry, std::uint32_t sample);
   std::uint32_t look(Waiting& waiting);
   void withdraw(Waiting& waiting);
   void set_sampler(Slot& slot);

@@ -10,7 +10,8 @@
 // Guarantees: no call throws, aborts or prints, whatever its arguments, although llama.cpp itself ends the process on
 // some of them. A call that fails changes nothing. Exported bytes depend on the model, the context's types and the
 // state alone, not on the sequence or the cells it lay in: what was imported is exported again byte for byte.
-// Threads: one at a time; calls do not overlap. Nothing runs behind the caller's back.
+// Threads: one at a time; calls do not overlap. But `tokenize`, `detokenize`, `chat`, `is_end` and what the engine is like
+// (`capacity`, `vocab_size`, `scope`) may be asked from any, at any time. Nothing runs behind the caller's back.
 // Cost: export and import about 2 us a token for a small model, share and drop some ten us (they walk all cells).
 //
 // llama.cpp's log is taken over by the first `open`; errors are kept for `last_error`, the rest is dropped.

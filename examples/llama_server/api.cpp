@@ -211,6 +211,14 @@ constexpr Unsupported kUnsupported[] = {
     {"json_schema", [](const Json&, N) { return false; }, ""},
     {"guided_json", [](const Json&, N) { return false; }, ""},
     {"n_probs", [](const Json& v, N) { return is_number(v, {0}); }, "0"},
+    {"n_predict", [](const Json&, N) { return false; }, ""},
+    {"min_tokens", [](const Json& v, N) { return is_number(v, {0}); }, "0"},
+    {"bad_words", [](const Json& v, N) { return is_empty(v); }, "an empty array"},
+    {"samplers", [](const Json&, N) { return false; }, ""},
+    {"dry_multiplier", [](const Json& v, N) { return is_number(v, {0}); }, "0"},
+    {"lora", [](const Json& v, N) { return is_empty(v); }, "an empty array"},
+    {"reasoning_effort", [](const Json& v, N) { return is_text(v, {"none"}); }, "\"none\""},
+    {"chat_template_kwargs", [](const Json& v, N) { return is_empty(v); }, "an empty object"},
 };
 
 void refuse_unsupported(Fields& in, std::uint32_t n) {
@@ -218,6 +226,7 @@ void refuse_unsupported(Fields& in, std::uint32_t n) {
     const Json* value = in.find(u.name);
     if (value == nullptr || u.harmless(*value, n)) continue;
     std::string message = std::string(u.name) + " is not supported here: leave it out";
+    if (u.name == "n_predict") message = "n_predict is called max_tokens here";
     if (!u.instead.empty()) message.append(", or set it to ").append(u.instead);
     in.fail(std::string(u.name), std::move(message));
   }
@@ -297,6 +306,7 @@ void read_generate(Fields& in, const ParseOptions& options, std::size_t prompts,
     }
   }
   out.ignore_eos = in.flag("ignore_eos");
+  out.cache_prompt = in.flag("cache_prompt", true);
   out.return_token_ids = in.flag("return_token_ids");
   refuse_unsupported(in, out.n);
 }

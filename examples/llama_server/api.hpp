@@ -75,7 +75,8 @@ struct Generate {
   std::vector<std::string> stop{};
   bool stream = false, include_usage = false;
   bool return_token_ids = false;  // an extension, as in vLLM: the answer's tokens beside its text
-  bool ignore_eos = false;  // an extension, as in llama-server and vLLM: go on behind the model's end tokens
+  bool cache_prompt = true;  // an extension, as in llama-server; false: computed as if there were no cache
+  bool ignore_eos = false;   // an extension, as in llama-server and vLLM: go on behind the model's end tokens
 };
 struct ChatRequest : Generate {
   std::vector<ChatMessage>

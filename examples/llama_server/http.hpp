@@ -14,12 +14,14 @@
 // Threads: everything happens on the thread in `run`, the handler and all of Exchange included; only `post` and `stop` may
 // be called from others.
 //
-//   HttpServer server({.port = 8080}, [](std::shared_ptr<Exchange> e) {
+//   HttpServer* answers = nullptr;
+//   HttpServer server({.port = 8080}, [&answers](std::shared_ptr<Exchange> e) {
 //     if (e->request().path == "/health") return e->send(200, "text/plain", "ok\n");
 //     e->start(200, "text/event-stream");
 //     e->on_gone = [] { stop_working(); };
-//     work_elsewhere([&server, e](std::string text) { server.post([e, text] { e->write(text); }); });
+//     work_elsewhere([answers, e](std::string text) { answers->post([e, text] { e->write(text); }); });
 //   });
+//   answers = &server;
 //   if (auto error = server.listen(); !error.empty()) die(error);
 //   server.run();
 #pragma once

@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <cmath>
 #include <cstdio>
 #include <ctime>
@@ -18,6 +19,7 @@
 #include <random>
 #include <thread>
 
+#include "kvstem/base/version.hpp"
 #include "service.hpp"
 
 namespace {
@@ -76,7 +78,7 @@ Options read_options(int argc, char** argv) {
          "NAME=KEY: clients must send a key; each key is a tenant of its own, with a cache of its own")
       ->type_name("NAME=KEY");
   app.add_option("--api-key-file", o.key_file,
-                 "The same from a file, a line each: other users cannot see it in ps");
+                 "The same from a file, a line each, # for comments: other users cannot see it in ps");
   app.add_option("--admin-key", o.admin_key, "Key that sees the counters of all tenants");
   app.add_option("--max-tokens", o.max_tokens, "Longest answer to a request that does not say")
       ->check(CLI::Range(1, 1 << 30));
@@ -86,6 +88,9 @@ Options read_options(int argc, char** argv) {
   app.add_option("--max-body", o.body_bytes, "Largest request, as in 4MiB; 0: by the context")
       ->transform(CLI::AsSizeValue(false));
   app.add_flag("--quiet,-q", o.quiet, "No access log on stderr");
+  app.set_version_flag("--version", "kvstem " + std::to_string(KVSTEM_VERSION_MAJOR) + "." +
+                                        std::to_string(KVSTEM_VERSION_MINOR) + "." +
+                                        std::to_string(KVSTEM_VERSION_PATCH));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
@@ -101,24 +106,39 @@ Options read_options(int argc, char** argv) {
 
 std::vector<Tenant> tenants_of(const Options& o) {
   std::vector<Tenant> tenants;
-  const auto add = [&](const std::string& text) {
+  constexpr std::size_t kShortest = 4;
+  const auto add = [&](std::string text, const std::string& where) {
+    const auto space = [](char c) { return c == ' ' || c == '\t' || c == '\r'; };
+    while (!text.empty() && space(text.back())) text.pop_back();
+    text.erase(text.begin(), std::find_if_not(text.begin(), text.end(), space));
     const std::size_t at = text.find('=');
-    Tenant t{
-        .name = at == std::string::npos ? "key" + std::to_string(tenants.size() + 1) : text.substr(0, at),
-        .key = at == std::string::npos ? text : text.substr(at + 1)};
-    if (t.key.empty() || t.name.empty()) die("--api-key wants NAME=KEY, and neither empty");
-    tenants.push_back(std::move(t));
+    const std::string name = text.substr(0, at == std::string::npos ? 0 : at);
+    const bool plain = std::all_of(name.begin(), name.end(), [](unsigned char c) {
+      return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.';
+    });
+    // The text is not shown: it may be a key.
+    if (name.empty() || !plain || text.size() - at - 1 < kShortest)
+      die(where + " wants NAME=KEY, a name of letters, digits, '-', '_' and '.', and a key of at least " +
+          std::to_string(kShortest) + " characters");
+    if (name == "admin") die(where + ": the name admin is that of --admin-key");
+    tenants.push_back({.name = name, .key = text.substr(at + 1)});
   };
-  for (const std::string& key : o.keys) add(key);
+  for (const std::string& key : o.keys) add(key, "--api-key");
   if (!o.key_file.empty()) {
     std::ifstream file(o.key_file);
     if (!file) die("--api-key-file: cannot read " + o.key_file);
-    for (std::string line; std::getline(file, line);)
-      if (!line.empty() && line[0] != '#') add(line);
+    std::size_t number = 0;
+    for (std::string line; std::getline(file, line);) {
+      ++number;
+      if (line.find_first_not_of(" \t\r") != std::string::npos && line[0] != '#')
+        add(line, o.key_file + ", line " + std::to_string(number) + ":");
+    }
     if (tenants.empty()) die("--api-key-file: there is no key in " + o.key_file);
   }
   if (!o.admin_key.empty()) {
     if (tenants.empty()) die("--admin-key goes with --api-key or --api-key-file");
+    if (o.admin_key.size() < kShortest)
+      die("--admin-key wants at least " + std::to_string(kShortest) + " characters");
     tenants.push_back({.name = "admin", .key = o.admin_key, .admin = true});
   }
   for (std::size_t i = 0; i < tenants.size(); ++i)
@@ -164,6 +184,8 @@ int main(int argc, char** argv) {
   raise_file_limit();
   signal(SIGPIPE, SIG_IGN);
 
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(o.model, error)) die("--model: there is no file " + o.model);
   std::fprintf(stderr, "loading %s\n", o.model.c_str());
   // Sequences beyond the slots: idle conversations, and those whose blocks are still on their way out. A larger batch
   // computes long prompts up to 4 % faster, and the few new tokens of a turn 10 % slower.
@@ -210,7 +232,7 @@ int main(int argc, char** argv) {
   for (const Tenant& tenant : tenants) names.push_back(tenant.name);
   Metrics metrics(std::move(names));
   Engine engine(llama, o.slots, cache.get());
-  Worker worker(engine, llama, cache.get(), metrics, std::move(worker_options));
+  auto worker = std::make_unique<Worker>(engine, llama, cache.get(), metrics, std::move(worker_options));
 
   Service* service = nullptr;
   const std::size_t by_context =
@@ -226,20 +248,29 @@ int main(int argc, char** argv) {
       [&](std::shared_ptr<Exchange> exchange) { service->handle(std::move(exchange)); },
       o.quiet ? HttpServer::Observer() : log_access);
   std::mt19937 random(std::random_device{}());
-  Service api(llama, worker, metrics, server,
+  Service api(llama, *worker, metrics, server,
               {.model = o.alias,
                .tenants = tenants,
                .default_max_tokens = o.max_tokens,
                .block_tokens = o.no_kvstem ? 0 : o.block_tokens,
+               .max_body_bytes = o.body_bytes > 0 ? o.body_bytes : by_context,
                .max_waiting = o.queue,
                .request_timeout = milliseconds(static_cast<std::int64_t>(o.timeout * 1000)),
                .unix_now = [] { return static_cast<std::int64_t>(std::time(nullptr)); },
                .random = [&] { return static_cast<std::uint32_t>(random()); }});
   service = &api;
   if (const std::string error = server.listen(); !error.empty()) die(error);
-  std::fprintf(stderr, "serving %s on http://%s:%u with %u slots, %u tokens of context%s\n", o.alias.c_str(),
-               o.host.c_str(), server.port(), o.slots, llama.capacity().cells,
-               o.no_kvstem ? ", without kvstem" : "");
+  const kvstem::EngineCapacity capacity = llama.capacity();
+  std::fprintf(stderr, "serving %s on http://%s:%u with %u slots, %u tokens in all, up to %u a request%s\n",
+               o.alias.c_str(), o.host.c_str(), server.port(), o.slots, capacity.cells,
+               capacity.sequence_tokens, o.no_kvstem ? ", without kvstem" : "");
+  if (!tenants[0].key.empty()) {
+    std::fprintf(stderr, "tenants:");
+    for (const Tenant& tenant : tenants) std::fprintf(stderr, " %s", tenant.name.c_str());
+    std::fprintf(stderr, "\n");
+  } else if (o.host != "127.0.0.1" && o.host != "localhost" && o.host != "::1") {
+    std::fprintf(stderr, "whoever reaches this address may use it: --api-key asks for keys\n");
+  }
 
   // The first signal lets what runs come to its end, the second does not.
   std::atomic<bool> over{false};
@@ -256,6 +287,7 @@ int main(int argc, char** argv) {
   server.run();
   over = true;
   on_signal.join();
+  worker.reset();  // its thread calls into the service and the server, so it ends before them
   std::fprintf(stderr, "stopped\n");
   return 0;
 }

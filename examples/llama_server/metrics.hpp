@@ -10,7 +10,7 @@
 //
 //   Metrics metrics({"alice", "bob"});
 //   metrics.first_token(0, 0.3);
-//   metrics.finished(0, Outcome::kStop, report);
+//   metrics.finished(0, Outcome::kStop, report, 1.2);
 //   exchange->send(200, kPrometheus, metrics.text());      // or text(0): alice's
 #pragma once
 

@@ -31,8 +31,9 @@ struct View {
   struct Line {
     std::uint32_t tenant = 0;
     bool done = false;
-    double seconds = 0;  // since the request came; of those that are done, until its end
-    Standing standing{};
+    double seconds = 0;   // since the request came; of those that are done, until its end
+    double ended = 0;     // by the worker's clock
+    Standing standing{};  // the request's number is the tenant's own count
   };
   struct Stem {
     std::string key{};  // a part of it

@@ -5,6 +5,7 @@
 #include <strings.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <utility>
 
@@ -18,6 +19,9 @@ bool same_key(std::string_view a, std::string_view b) {
     differ |= static_cast<unsigned char>(a[i] ^ (i < b.size() ? b[i] : 0));
   return differ == 0;
 }
+
+/// llama.cpp looks for the words of some models with std::regex, which goes one call deeper for each character of a word.
+constexpr std::size_t kStackForByte = 512, kStackBytes = std::size_t{16} << 20;
 
 std::string percent_decoded(std::string_view text) {
   const auto digit = [](char c) {
@@ -63,13 +67,15 @@ struct Service::Call : std::enable_shared_from_this<Call> {
   std::uint64_t waited_steps = 0, ran_steps = 0;  // of the choice that took longest
 
   std::chrono::steady_clock::time_point deadline{};
+  std::atomic<bool> unwanted{false};  // the client left while the call was being prepared
 
   void on(std::vector<Piece> pieces);
-  void end(bool unfinished);
+  enum class Over : std::uint8_t { kFinished, kGone, kFailed };
+  void end(Over how);
   void open(std::uint32_t choice);
   void fail(const ApiError& error);
   void finish();
-  void note();
+  void note(Over how);
 };
 
 Service::Service(const LlamaEngine& llama, Worker& worker, Metrics& metrics, HttpServer& server,
@@ -79,7 +85,8 @@ Service::Service(const LlamaEngine& llama, Worker& worker, Metrics& metrics, Htt
       metrics_(metrics),
       server_(server),
       options_(std::move(options)),
-      history_(options_.tenants.size()) {
+      history_(options_.tenants.size()),
+      preparer_(kStackBytes + options_.max_body_bytes * kStackForByte) {
   parse_.models = {options_.model};
   for (std::uint32_t id = 0; id < llama_.vocab_size(); ++id) {
     const auto token = static_cast<TokenId>(id);
@@ -161,7 +168,7 @@ void Service::handle(std::shared_ptr<Exchange> exchange) {
   if (!tenant)
     return refuse(*exchange,
                   {.status = 401,
-                   .message = request.authorization.empty()
+                   .message = request.authorization.empty() && request.query.empty()
                                   ? "this server asks for a key: send it as 'Authorization: Bearer KEY'"
                                   : "this key is not known here",
                    .code = "invalid_api_key"});
@@ -206,11 +213,12 @@ void Service::watch(std::shared_ptr<Exchange> exchange, std::uint32_t tenant) {
     std::erase_if(watchers_, [&](const Watcher& w) { return w.exchange.get() == watcher; });
   };
   watchers_.push_back({std::move(exchange), sees_all(tenant) ? std::nullopt : std::optional(tenant)});
-  told_change_ = ~std::uint64_t{0};  // the new one is told at once
+  told_change_ = ~std::uint64_t{0};  // the new one is told with the next pause
   if (!std::exchange(telling_, true)) tell_watchers();
 }
 
-/// Twice a second while something happens, else now and then.
+/// Twice a second; who sees all while something happens, and else now and then. A tenant is told whether or not anything
+/// happens: it may be another's.
 void Service::tell_watchers() {
   constexpr std::chrono::milliseconds kPause{500};
   constexpr std::uint64_t kQuiet = 10;  // pauses
@@ -221,19 +229,23 @@ void Service::tell_watchers() {
   server_.after(kPause, [this] { tell_watchers(); });
   const EngineState state = metrics_.state();
   const std::uint64_t change = state.steps + metrics_.ended();
-  if (change == told_change_ && ++quiet_ < kQuiet) return;
-  told_change_ = change;
-  quiet_ = 0;
-  worker_.look([this](View view) {
-    server_.post([this, view = std::move(view)] {
+  const bool news = change != told_change_ || ++quiet_ >= kQuiet;
+  if (news) told_change_ = change, quiet_ = 0;
+  if (!news &&
+      std::none_of(watchers_.begin(), watchers_.end(), [](const Watcher& w) { return w.tenant.has_value(); }))
+    return;
+  worker_.look([this, news](View view) {
+    server_.post([this, news, view = std::move(view)] {
       PageOptions page{.model = options_.model,
                        .kvstem = options_.block_tokens > 0,
-                       .sequence = ++sequence_,
+                       .sequence = 0,
                        .time = static_cast<double>(options_.unix_now()),
                        .block_tokens = options_.block_tokens};
       for (const Tenant& tenant : options_.tenants) page.tenants.push_back(tenant.name);
-      for (const Watcher& watcher : std::vector(watchers_)) {
+      for (Watcher& watcher : watchers_) {
+        if (!news && !watcher.tenant) continue;
         page.tenant = watcher.tenant;
+        page.sequence = ++watcher.sequence;
         watcher.exchange->write(page_event(view, metrics_, history_, page));
       }
     });
@@ -259,11 +271,11 @@ void Service::shut_down(std::chrono::milliseconds grace) {
 
 /// llama.cpp needs time with the square of their number: half a second for these, minutes for a body full of them.
 bool Service::too_many_special(std::string_view text) const {
-  constexpr std::size_t kMost = 16384;
+  const std::size_t most = std::min<std::size_t>(16384, 2 * llama_.capacity().sequence_tokens);
   std::size_t found = 0;
   for (const std::string& token : special_tokens_)
     for (std::size_t at = 0; (at = text.find(token, at)) != std::string_view::npos; at += token.size())
-      if (++found > kMost) return true;
+      if (++found > most) return true;
   return false;
 }
 
@@ -275,7 +287,7 @@ Parsed<std::vector<TokenId>> Service::tokens_of(std::string_view text, bool spec
                                " tokens, and " + std::to_string(text.size()) + " bytes are more than that",
                     .code = "context_length_exceeded"};
   if (special && too_many_special(text))
-    return ApiError{.message = "the prompt has too many special tokens: 16384 are the most in one text",
+    return ApiError{.message = "the prompt has too many special tokens for this model's context",
                     .code = "context_length_exceeded"};
   auto tokens = llama_.tokenize(text, special, begin);
   if (!tokens.ok()) return ApiError{.message = tokens.status().message()};
@@ -304,6 +316,7 @@ std::optional<ApiError> Service::prepare(Call& call, Job& job) const {
       auto tokens = tokens_of(std::get<std::string>(prompt), true, true);
       if (!tokens.ok()) return tokens.error();
       job.prompts.push_back(std::move(*tokens));
+      if (job.prompts.back().size() > llama_.capacity().sequence_tokens) break;  // refused below
     }
     call.wanted = std::move(*parsed);
   }
@@ -331,6 +344,7 @@ std::optional<ApiError> Service::prepare(Call& call, Job& job) const {
       static_cast<std::uint32_t>(std::min<std::size_t>(options_.default_max_tokens, most - longest)));
   job.samples = wanted.n;
   job.stop_at_end = !wanted.ignore_eos;
+  job.reuse = wanted.cache_prompt;
   job.stops = wanted.stop;
   job.sampling.temperature = wanted.temperature;
   job.sampling.top_p = wanted.top_p;
@@ -343,10 +357,14 @@ void Service::generate(std::shared_ptr<Exchange> exchange, Endpoint endpoint, st
   call->exchange = std::move(exchange);
   call->endpoint = endpoint;
   call->tenant = tenant;
+  call->deadline = std::chrono::steady_clock::now() + options_.request_timeout;
+  call->exchange->on_gone = [call] { call->unwanted = true; };
   ++preparing_;
-  preparer_.post([this, call] {
+  preparer_.post([this, call, since = worker_.now()] {
     auto job = std::make_shared<Job>();
-    auto error = prepare(*call, *job);
+    job->since = since;
+    std::optional<ApiError> error;
+    if (!call->unwanted) error = prepare(*call, *job);
     server_.post([this, call, job, error = std::move(error)] {
       --preparing_;
       if (error) return refuse(*call->exchange, *error, call->tenant);
@@ -363,7 +381,7 @@ void Service::tokenize(std::shared_ptr<Exchange> exchange, std::uint32_t tenant)
     if (auto parsed = parse_tokenize(exchange->request().body); !parsed.ok()) {
       error = parsed.error();
     } else if (parsed->parse_special && too_many_special(parsed->content)) {
-      error = ApiError{.message = "content has too many special tokens: 16384 are the most in one text",
+      error = ApiError{.message = "content has too many special tokens for this model's context",
                        .param = "content"};
     } else if (auto tokens = llama_.tokenize(parsed->content, parsed->parse_special, parsed->add_special);
                tokens.ok()) {
@@ -407,9 +425,8 @@ void Service::launch(const std::shared_ptr<Call>& call, Job job) {
   };
   call->job = worker_.submit(std::move(job));
   call->exchange->on_gone = [call] {
-    if (!call->over) call->end(true);
+    if (!call->over) call->end(Call::Over::kGone);
   };
-  call->deadline = std::chrono::steady_clock::now() + options_.request_timeout;
   calls_.insert(call);
   if (!std::exchange(watching_time_, true)) end_late_calls();
 }
@@ -426,11 +443,10 @@ void Service::end_late_calls() {
           {.status = 504, .message = "the request took longer than this server allows", .code = "timeout"});
 }
 
-/// `unfinished`: the engine need not go on with it.
-void Service::Call::end(bool unfinished) {
+void Service::Call::end(Over how) {
   over = true;
-  note();
-  if (unfinished) service.worker_.cancel(job);
+  note(how);
+  if (how != Over::kFinished) service.worker_.cancel(job, how == Over::kFailed);
   service.calls_.erase(shared_from_this());
 }
 
@@ -438,10 +454,10 @@ void Service::Call::on(std::vector<Piece> pieces) {
   const auto self = shared_from_this();
   for (Piece& piece : pieces) {
     if (over) return;
+    usage.completion_tokens += static_cast<std::uint32_t>(piece.tokens.size());
     if (piece.finished) {
       const Report& r = piece.report;
       if (piece.choice % samples == 0) usage.cached_tokens += r.reused_tokens;
-      usage.completion_tokens += r.new_tokens;
       overtaken = std::max(overtaken, r.overtaken);
       waited_steps = std::max(waited_steps, r.waited_steps);
       ran_steps = std::max(ran_steps, r.ran_steps);
@@ -473,15 +489,18 @@ void Service::Call::open(std::uint32_t choice) {
     exchange->write(std::move(chunk));
 }
 
-void Service::Call::note() {
-  exchange->note +=
-      " prompt=" + std::to_string(usage.prompt_tokens) + " cached=" + std::to_string(usage.cached_tokens) +
-      " new=" + std::to_string(usage.completion_tokens) + " overtaken=" + std::to_string(overtaken) +
-      " waited=" + std::to_string(waited_steps) + " ran=" + std::to_string(ran_steps);
+/// What it cost is known when it is finished. `waited` and `ran` are steps of the engine.
+void Service::Call::note(Over how) {
+  std::string& note = exchange->note;
+  note +=
+      " prompt=" + std::to_string(usage.prompt_tokens) + " new=" + std::to_string(usage.completion_tokens);
+  if (how != Over::kFinished) return void(note += " unfinished");
+  note += " cached=" + std::to_string(usage.cached_tokens) + " overtaken=" + std::to_string(overtaken) +
+          " waited=" + std::to_string(waited_steps) + " ran=" + std::to_string(ran_steps);
 }
 
 void Service::Call::finish() {
-  end(false);
+  end(Over::kFinished);
   if (!wanted.stream) return exchange->send(200, kJson, answer(identity, choices, usage));
   if (wanted.include_usage) exchange->write(usage_chunk(identity, usage));
   exchange->write(std::string(kDone));
@@ -489,8 +508,12 @@ void Service::Call::finish() {
 }
 
 void Service::Call::fail(const ApiError& error) {
-  end(true);
-  if (!streaming) return exchange->send(error.status, kJson, error_body(error));
+  end(Over::kFailed);
+  // OpenAI's clients would send what took too long once more.
+  if (!streaming)
+    return exchange->send(
+        error.status, kJson, error_body(error),
+        error.status == 504 ? Exchange::Headers{{"x-should-retry", "false"}} : Exchange::Headers{});
   exchange->write(error_chunk(error));
   exchange->finish();
 }

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The API: routes, keys, limits, and the way of a request from its body to the engine and back. Each call is parsed and
-// tokenized on a thread of its own, so that a prompt of megabytes holds up neither streams nor the engine.
+// tokenized on a third thread, so that a prompt of megabytes holds up neither streams nor the engine.
 //
 //   POST /v1/chat/completions, /v1/completions, /tokenize      GET /v1/models, /v1/models/NAME, /health, /metrics
 //   GET / is the live page, GET /events what it is told, as server-sent events
@@ -13,8 +13,12 @@
 //
 // Threads: `handle` on the HTTP server's thread; `shut_down` from any.
 //
-//   Service service(llama, engine, cache, server, options);
-//   HttpServer server(http, [&](auto exchange) { service.handle(std::move(exchange)); });
+//   Service* api = nullptr;
+//   HttpServer server(http, [&](auto exchange) { api->handle(std::move(exchange)); });
+//   Service service(llama, worker, metrics, server, options);
+//   api = &service;
+//   service.start();
+//   server.run();
 #pragma once
 
 #include <cstdint>
@@ -46,8 +50,9 @@ struct ServiceOptions {
   std::vector<Tenant> tenants{};            // at least one; the worker's scopes are in the same order
   std::uint32_t default_max_tokens = 1024;  // of an answer whose request does not say
   std::uint32_t block_tokens = 0;           // 0: without kvstem
-  std::uint32_t max_watchers = 64;          // of the live page
-  std::uint32_t max_waiting = 256;          // calls that wait or run; further ones are told to come later
+  std::size_t max_body_bytes = std::size_t{1} << 20;  // the largest text that comes
+  std::uint32_t max_watchers = 64;                    // of the live page
+  std::uint32_t max_waiting = 256;  // calls that wait or run; further ones are told to come later
   std::chrono::milliseconds request_timeout{600'000};
   // Seams for tests.
   std::function<std::int64_t()> unix_now{};
@@ -77,6 +82,7 @@ class Service {
   struct Watcher {
     std::shared_ptr<Exchange> exchange;
     std::optional<std::uint32_t> tenant;  // none: sees all
+    std::uint64_t sequence = 0;
   };
 
   [[nodiscard]] std::optional<std::uint32_t> tenant_of(const HttpRequest& request) const;
@@ -108,7 +114,7 @@ class Service {
   History history_;
   std::vector<Watcher> watchers_;
   bool telling_ = false;  // the watchers' timer runs
-  std::uint64_t sequence_ = 0, told_change_ = 0, quiet_ = 0;
+  std::uint64_t told_change_ = 0, quiet_ = 0;
   TaskThread preparer_;
 };
 

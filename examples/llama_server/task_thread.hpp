@@ -2,20 +2,36 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // One thread that carries out tasks in the order in which they come. What has not begun when it goes is not carried out.
+// Its stack has the size that its tasks need.
 #pragma once
 
+#include <pthread.h>
+
 #include <condition_variable>
+#include <cstddef>
 #include <deque>
 #include <functional>
 #include <mutex>
-#include <thread>
+#include <system_error>
 #include <utility>
 
 namespace kvstem_llama::server {
 
 class TaskThread {
  public:
-  TaskThread() : thread_([this] { loop(); }) {}
+  /// Throws std::system_error if there is no thread to be had.
+  explicit TaskThread(std::size_t stack_bytes) {
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, stack_bytes);
+    const auto run = [](void* self) -> void* {
+      static_cast<TaskThread*>(self)->loop();
+      return nullptr;
+    };
+    const int error = pthread_create(&thread_, &attributes, run, this);
+    pthread_attr_destroy(&attributes);
+    if (error != 0) throw std::system_error(error, std::generic_category(), "no thread for tasks");
+  }
   TaskThread(const TaskThread&) = delete;
   TaskThread& operator=(const TaskThread&) = delete;
   ~TaskThread() {
@@ -24,7 +40,7 @@ class TaskThread {
       stop_ = true;
     }
     wake_.notify_one();
-    thread_.join();
+    pthread_join(thread_, nullptr);
   }
   /// Any thread. Tasks must not throw.
   void post(std::function<void()> task) {
@@ -52,7 +68,7 @@ class TaskThread {
   std::condition_variable wake_;
   std::deque<std::function<void()>> tasks_;
   bool stop_ = false;
-  std::thread thread_;
+  pthread_t thread_{};
 };
 
 }  // namespace kvstem_llama::server

@@ -16,7 +16,6 @@ struct Worker::Choice {
 
 struct Worker::Running {
   Job job;
-  double since = 0;
   std::vector<Choice> choices;
   std::vector<RequestNumber> requests;
   std::size_t left = 0;           // choices that are not over
@@ -30,7 +29,8 @@ Worker::Worker(Engine& engine, LlamaEngine& llama, Engine::Cache* cache, Metrics
       cache_(cache),
       metrics_(metrics),
       options_(std::move(options)),
-      done_(options_.tenants) {
+      done_(options_.tenants),
+      taken_(options_.tenants) {
   thread_ = std::thread([this] { loop(); });
 }
 
@@ -52,24 +52,23 @@ void Worker::post(std::function<void()> fn) {
 }
 
 JobNumber Worker::submit(Job job) {
-  const double since = options_.now();
   jobs_in_.fetch_add(1, std::memory_order_relaxed);
   JobNumber number;
   {
     const std::lock_guard lock(mutex_);
     number = ++last_;
-    inbox_.emplace_back(
-        [this, number, since, job = std::move(job)]() mutable { take(number, std::move(job), since); });
+    inbox_.emplace_back([this, number, job = std::move(job)]() mutable { take(number, std::move(job)); });
   }
   wake_.notify_one();
   return number;
 }
 
-void Worker::cancel(JobNumber number) {
-  post([this, number] {
+void Worker::cancel(JobNumber number, bool failed) {
+  post([this, number, failed] {
     const auto it = jobs_.find(number);
     if (it == jobs_.end()) return;
     it->second->dropped = true;
+    if (failed) it->second->failing = "";
     cancel_requests(*it->second);
   });
 }
@@ -95,6 +94,7 @@ void Worker::cancel_requests(const Running& job) {
 }
 
 void Worker::loop() {
+  tell_state();
   for (bool stopping = false;;) {
     std::vector<std::function<void()>> inbox;
     {
@@ -117,9 +117,8 @@ void Worker::loop() {
   }
 }
 
-void Worker::take(JobNumber number, Job job, double since) {
+void Worker::take(JobNumber number, Job job) {
   auto running = std::make_unique<Running>();
-  running->since = since;
   running->left = job.prompts.size() * job.samples;
   for (std::size_t i = 0; i < running->left; ++i) running->choices.push_back({.text = TextStream(job.stops)});
   running->job = std::move(job);
@@ -132,11 +131,12 @@ void Worker::take(JobNumber number, Job job, double since) {
                     .stop_at_end = r.job.stop_at_end,
                     .sampling = r.job.sampling,
                     .samples = r.job.samples};
+    request.reuse = r.job.reuse;
     request.sampling.seed += first;
     const auto id = engine_.submit(std::move(request));
     if (id.ok()) {
       r.requests.push_back(*id);
-      requests_.emplace(*id, Place{number, first});
+      requests_.emplace(*id, Place{number, first, ++taken_[r.job.tenant]});
       continue;
     }
     for (std::uint32_t i = 0; i < r.job.samples; ++i)
@@ -155,7 +155,7 @@ void Worker::pass_on(const Event& event) {
 
   if (event.kind != Event::Kind::kFinished) {
     if (event.kind == Event::Kind::kFirstToken)
-      metrics_.first_token(job.job.tenant, options_.now() - job.since);
+      metrics_.first_token(job.job.tenant, options_.now() - job.job.since);
     if (choice.stopped) return;
     const auto bytes = llama_.detokenize({&event.token, 1}, false);
     std::string text = choice.text.add(bytes.ok() ? *bytes : std::string());
@@ -188,8 +188,9 @@ void Worker::pass_on(const Event& event) {
   auto& done = done_[job.job.tenant];
   done.push_front({.tenant = job.job.tenant,
                    .done = true,
-                   .seconds = options_.now() - job.since,
-                   .standing = {.request = event.request,
+                   .seconds = options_.now() - job.job.since,
+                   .ended = options_.now(),
+                   .standing = {.request = place->second.shown,
                                 .sample = event.sample,
                                 .most_new_tokens = job.job.max_new_tokens,
                                 .report = event.report}});
@@ -202,7 +203,7 @@ void Worker::end(JobNumber number, Running& job, std::uint32_t choice, Piece pie
   static constexpr Outcome kOutcome[] = {Outcome::kStop, Outcome::kLength, Outcome::kCancelled,
                                          Outcome::kFailed};
   metrics_.finished(job.job.tenant, kOutcome[static_cast<std::size_t>(piece.end)], piece.report,
-                    options_.now() - job.since);
+                    options_.now() - job.job.since);
   --job.left;
   outbox_[number].push_back(std::move(piece));
 }
@@ -226,17 +227,22 @@ View Worker::view() const {
     const auto place = requests_.find(standing.request);
     if (place == requests_.end()) continue;
     const Running& job = *jobs_.at(place->second.job);
-    view.lines.push_back(
-        {.tenant = job.job.tenant, .seconds = options_.now() - job.since, .standing = std::move(standing)});
+    standing.request = place->second.shown;
+    view.lines.push_back({.tenant = job.job.tenant,
+                          .seconds = options_.now() - job.job.since,
+                          .standing = std::move(standing)});
   }
+  const auto running = static_cast<std::ptrdiff_t>(view.lines.size());
   for (const auto& done : done_) view.lines.insert(view.lines.end(), done.begin(), done.end());
+  std::sort(view.lines.begin() + running, view.lines.end(),
+            [](const View::Line& a, const View::Line& b) { return a.ended > b.ended; });
   if (cache_ == nullptr) return view;
 
   // A stem is what several prompts go on from; where there are few, the longest prompts are shown as well.
   constexpr std::size_t kStems = 10;
   const std::uint32_t block = cache_->block_tokens();
   for (const kvstem::ScopeId scope : options_.scopes)
-    cache_->cache().for_each_run(scope, [&](kvstem::RunId, const kvstem::RunInfo& run) {
+    cache_->cache().enumerate(scope, [&](kvstem::RunId, const kvstem::RunInfo& run) {
       if (run.ready < run.length) return;  // being computed
       char key[17];
       std::snprintf(key, sizeof key, "%016llx", static_cast<unsigned long long>(run.first_key.hi));

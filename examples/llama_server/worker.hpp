@@ -10,7 +10,7 @@
 // Threads: all calls from any; `Job::deliver` is called on the engine's thread and must
 // return at once. Cost of a call: a lock that the engine's thread holds for as long as it takes to move some pointers.
 //
-//   Worker worker(engine, llama, &metrics);
+//   Worker worker(engine, llama, &cache, metrics, {.scopes = {scope}, .now = clock});
 //   const JobNumber job = worker.submit({.prompts = {tokens}, .max_new_tokens = 32,
 //                                        .deliver = [&](std::vector<Piece> pieces) { ... }});
 //   worker.cancel(job);
@@ -56,8 +56,10 @@ struct Job {
   std::uint32_t samples = 1;
   std::uint32_t max_new_tokens = 16;
   bool stop_at_end = true;
+  bool reuse = true;  // false: computed as if there were no cache, and nothing is left behind
   Sampling sampling{};
   std::vector<std::string> stops{};
+  double since = 0;  // when the request came, by Worker::now
   /// The pieces of one step; each call has some.
   std::function<void(std::vector<Piece>)> deliver{};
 };
@@ -78,12 +80,15 @@ class Worker {
 
   /// The number is known before the first piece is delivered. What the engine refuses comes as a failed piece of each choice.
   JobNumber submit(Job job);
-  /// Everything of it ends with the engine's next step; no further piece is delivered. Unknown numbers are ignored.
-  void cancel(JobNumber number);
+  /// Everything of it ends with the engine's next step; no further piece is delivered. Unknown numbers are ignored. Counts as
+  /// cancelled, or as failed.
+  void cancel(JobNumber number, bool failed = false);
   /// Whoever still waits in line or runs is failed with this reason.
   void fail_all(const char* why);
   /// Calls `to` on the engine's thread, between two steps, with how things stand.
   void look(std::function<void(View)> to);
+  /// Seconds, by the clock that it was given.
+  [[nodiscard]] double now() const { return options_.now(); }
   /// Jobs that are not over.
   [[nodiscard]] std::size_t jobs() const noexcept { return jobs_in_.load(std::memory_order_relaxed); }
 
@@ -94,11 +99,12 @@ class Worker {
   struct Place {
     JobNumber job = 0;
     std::uint32_t first_choice = 0;
+    std::uint64_t shown = 0;  // its number among its tenant's requests: another's is nobody's business
   };
 
   void loop();
   void post(std::function<void()> fn);
-  void take(JobNumber number, Job job, double since);
+  void take(JobNumber number, Job job);
   void cancel_requests(const Running& job);
   void pass_on(const Event& event);
   void end(JobNumber number, Running& job, std::uint32_t choice, Piece piece);
@@ -124,6 +130,7 @@ class Worker {
   std::map<RequestNumber, Place> requests_;
   std::map<JobNumber, std::vector<Piece>> outbox_;
   std::vector<std::deque<View::Line>> done_;  // by tenant, the last ones first
+  std::vector<std::uint64_t> taken_;          // requests, by tenant
   std::thread thread_;
 };
 

@@ -106,6 +106,32 @@ TEST_CASE("more samples than slots wait for their turn and share the prompt all 
   CHECK(house.engine->waiting() == 0);
 }
 
+TEST_CASE("what overtook a request is told once, however many samples it has") {
+  House house(1, {.block_tokens = kHouseBlock});
+  std::mt19937_64 rng(5);
+  const auto warm = house.random(rng, 300);
+  (void)ask(*house.engine, {.tokens = warm, .max_new_tokens = 1, .scope = house.scope});
+  const auto busy = house.engine->submit(
+      {.tokens = house.random(rng, 200), .max_new_tokens = 5, .scope = house.scope, .stop_at_end = false});
+  REQUIRE(busy.ok());
+  (void)house.engine->step();
+  const auto many = house.engine->submit({.tokens = house.random(rng, 100),
+                                          .max_new_tokens = 3,
+                                          .scope = house.scope,
+                                          .stop_at_end = false,
+                                          .sampling = kWild,
+                                          .samples = 5});
+  for (int i = 0; i < 3; ++i)
+    REQUIRE(house.engine->submit({.tokens = warm, .max_new_tokens = 2, .scope = house.scope}).ok());
+  std::uint32_t told = 0, samples = 0;
+  while (house.engine->busy())
+    for (const Event& e : house.engine->step())
+      if (e.kind == Event::Kind::kFinished && e.request == *many)
+        ++samples, told += e.report.forked ? 0 : e.report.overtaken;
+  CHECK(samples == 5);
+  CHECK(told == 3);
+}
+
 TEST_CASE("samples of no new tokens end with the prompt") {
   House house(2, {.block_tokens = kHouseBlock});
   std::mt19937_64 rng(2);

@@ -672,12 +672,16 @@ class Program(unittest.TestCase):
         self.refused("--ctx", "256", "--block-tokens", "512", says="block-tokens")
 
     def test_keys_that_are_none_or_the_same_are_refused(self):
-        self.refused("--api-key", "a=k", "--api-key", "b=k", says="same key")
-        self.refused("--api-key", "a=k", "--api-key", "a=l", says="same key or name")
-        self.refused("--api-key", "a=k", "--admin-key", "k", says="same key")
+        self.refused("--api-key", "a=key one", "--api-key", "b=key one", says="same key")
+        self.refused("--api-key", "a=key one", "--api-key", "a=key two", says="same key or name")
+        self.refused("--api-key", "a=key one", "--admin-key", "key one", says="same key")
+        # What may be a bare key never becomes a name, nor its padding the key.
+        for wrong in ("bare", "c2VjcmV0LWtleQ==", "a=abc", "a b=key one", "a/b=key one", "=key one", "admin=key one"):
+            self.refused("--api-key", wrong, says="--api-key")
+        self.refused("--api-key", "a=key one", "--admin-key", "abc", says="--admin-key")
         self.refused("--api-key", "a=", says="api-key")
         self.refused("--api-key", "=k", says="api-key")
-        self.refused("--admin-key", "k", says="admin-key goes with")
+        self.refused("--admin-key", "some key", says="admin-key goes with")
         self.refused("--api-key-file", "/no/such/file", says="api-key-file: cannot read")
         self.refused("--api-key-file", "/dev/null", says="api-key-file: there is no key")
 

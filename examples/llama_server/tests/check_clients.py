@@ -128,6 +128,12 @@ class Clients(unittest.TestCase):
         self.assertEqual(after[cancelled] - before[cancelled], 1)
         self.assertLess(after["kvstem_generated_tokens_total"] - before["kvstem_generated_tokens_total"], 1900)
 
+    def test_a_cold_run_can_be_asked_for_and_leaves_nothing_behind(self):
+        prompt = support.words(200, "cold")
+        cached = [self.client.completions.create(model=self.model, prompt=prompt, max_tokens=4, extra_body={"cache_prompt": warm})
+                  .usage.prompt_tokens_details.cached_tokens for warm in (False, False, True, False, True)]
+        self.assertEqual(cached, [0, 0, 0, 0, 199])
+
     def test_models_are_listed_and_unknown_ones_refused(self):
         self.assertEqual([m.id for m in self.client.models.list()], [self.model])
         self.assertEqual(self.client.models.retrieve(self.model).id, self.model)

@@ -56,6 +56,41 @@ class Isolation(unittest.TestCase):
             self.assertEqual(all['kvstem_cache_queried_tokens_total{tenant="alice"}'], 50)
             self.assertEqual(all['kvstem_cache_queried_tokens_total{tenant="bob"}'], 0)
 
+    def first_event(self, server, key):
+        import http.client
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        try:
+            connection.request("GET", "/events", headers={"Authorization": "Bearer " + key})
+            return json.loads(connection.getresponse().readline()[6:])
+        finally:
+            connection.close()
+
+    def test_the_live_page_tells_a_tenant_of_itself_only(self):
+        with Server(*ARGUMENTS) as server:
+            for i in range(5):
+                server.complete(words(100, i), key=KEYS["alice"])
+            server.complete(words(40, "b"), key=KEYS["bob"])
+            event = self.first_event(server, KEYS["bob"])
+            self.assertEqual(event["tenant"], "bob")
+            self.assertIsNone(event["engine"])
+            self.assertIsNone(event["stems"])
+            self.assertEqual(event["totals"]["queried"], 40)
+            # Its own requests, counted by itself: not even how many others there were.
+            self.assertEqual([(r["tenant"], r["number"]) for r in event["requests"]], [("bob", 1)])
+            self.assertNotIn("alice", json.dumps(event))
+            all = self.first_event(server, KEYS["admin"])
+            self.assertEqual([r["tenant"] for r in all["requests"]], ["bob"] + 5 * ["alice"])  # the last ones first
+            self.assertEqual(all["totals"]["queried"], 540)
+
+    def test_keys_from_a_file_are_those_in_it_whatever_its_line_ends(self):
+        import tempfile
+        with tempfile.NamedTemporaryFile("w", newline="") as file:
+            file.write("# keys\r\n\r\n dave=key of dave \r\neve=key=of=eve==\n")
+            file.flush()
+            with Server("--api-key-file", file.name) as server:
+                for key in ("key of dave", "key=of=eve=="):
+                    self.assertEqual(cached(server.complete(words(40, "x"), key=key)), 0)
+
     def test_without_a_key_nothing_but_health_answers(self):
         with Server(*ARGUMENTS) as server:
             self.assertEqual(server.request("GET", "/health")[0], 200)

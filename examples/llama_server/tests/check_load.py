@@ -232,7 +232,7 @@ class Load(unittest.TestCase):
                 while b"[DONE]" not in data and b'"error"' not in data:
                     data += s.recv(65536)
             self.assertIn(b'"code":"timeout"', data)
-            self.assertEqual(server.idle()['kvstem_choices_total{outcome="cancelled"}'], 2)
+            self.assertEqual(server.idle()['kvstem_choices_total{outcome="failed"}'], 2)
 
 
 if __name__ == "__main__":

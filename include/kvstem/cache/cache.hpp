@@ -265,14 +265,6 @@ class BasicCache {
     return {};
   }
 
-  /// What is kept of a scope: `fn(RunId, const RunInfo&)` for each run (a stretch of blocks without a branch; RunInfo says how
-  /// deep it lies and how many go on from it), parents before children. For reports: O(runs), on the engine's thread.
-  template <class Fn>
-  void for_each_run(ScopeId scope, Fn&& fn) const noexcept {
-    const auto id = static_cast<std::uint32_t>(scope);
-    if (id < scope_count_.load(std::memory_order_relaxed)) index_->enumerate(root_run_[id], fn);
-  }
-
   /// A digest of all that was decided so far: matches, slots given out, evictions, steps. Two caches that were created alike
   /// and heard the same calls have the same; so ranks compare it after each of their own `take_step` (with equal room;
   /// `encode_step` carries it). What one was told differently shows when it changes a decision: another length at once, another
@@ -336,7 +328,7 @@ class BasicCache {
     return a;
   }
 
-  /// The tree below a scope, parents before children: `fn(RunId, const RunInfo&)`.
+  /// The tree below a scope that was opened here, parents before children: `fn(RunId, const RunInfo&)`. O(runs).
   template <class Fn>
   void enumerate(ScopeId scope, Fn&& fn) const noexcept {
     index_->enumerate(root_run_[static_cast<std::uint32_t>(scope)], fn);

@@ -18,7 +18,7 @@
 // `work` once in every step, and when idle until it returns 0: `begin` needs a sequence that is not waiting.
 //
 // A request that waits in line: `probe` says how much of it is there now, for an order of the line; `announce` keeps that
-// from being evicted until its turn comes.
+// from being evicted until its turn comes. Several answers to one prompt: `fork` when the prompt is computed.
 //
 // Guarantees: a damaged or refused import is a miss from that block on. Nothing runs but inside your calls, on your
 // thread. Nothing allocates after `create` (but open_scope).
@@ -130,7 +130,7 @@ struct Admission {
   OpaqueRequestId request;
   SequenceId sequence = kNoSequence;  // the engine computes in this one, from position reused_tokens on
   std::uint32_t reused_tokens =
-      0;  // already in the sequence; less than the prompt, so that one is left to compute
+      0;  // already in the sequence; less than the prompt, so that one is left to compute (of a fork all)
   std::uint32_t from_resident = 0, from_host = 0, from_frontier = 0;  // their sum is reused_tokens
 };
 
@@ -266,7 +266,7 @@ class OpaqueHost {
       (void)abort({index, r.generation});
       return begin(request);
     }
-    known.grid_tokens = std::min(donor.grid_tokens, shared);
+    known.grid_tokens = request.grid_tokens > 0 ? have : std::min(donor.grid_tokens, shared - partial);
     if (have > known.lease.committed_tokens())
       (void)known.lease.commit(have - known.lease.committed_tokens(), kNow, have <= known.grid_tokens);
     known.have = have;
@@ -282,18 +282,21 @@ class OpaqueHost {
   }
 
   /// A second answer to the same prompt: a request that starts with all that this one has computed and appended. Nothing is
-  /// left to compute, so the engine chooses its next token from the logits that it has. kWrongState before the prompt is
-  /// computed; kExhausted as `begin`; kUnavailable if the engine would not share.
+  /// left to compute, so the engine chooses its next token from the logits that it has. It is of the same session.
+  /// kWrongState before the prompt is computed; kExhausted as `begin`; kUnavailable if the engine would not share.
   [[nodiscard]] Result<Admission> fork(OpaqueRequestId id) noexcept {
     const Request* r = find(id);
     if (r == nullptr) return stale();
     if (sequences_[r->sequence].have < sequences_[r->sequence].prompt_tokens)
       return Status(StatusCode::kWrongState, "the prompt is not computed yet: fork when it is");
     const std::uint32_t index = free_request();
-    const SequenceId sequence = index == options_.requests ? kNoSequence : free_sequence(capacity_.sequences);
+    if (index == options_.requests)
+      return Status(StatusCode::kExhausted,
+                    "all requests are running: end one, or raise OpaqueHostOptions::requests");
+    const SequenceId sequence = free_sequence(capacity_.sequences);
     if (sequence == kNoSequence)
       return Status(StatusCode::kExhausted,
-                    "all requests are running, or all sequences wait for their exports: try again later");
+                    "all sequences wait for their exports: call work() and try again");
     const Known& from = sequences_[r->sequence];
     if (!engine_->share_range(r->sequence, sequence, {0, from.have}).ok()) {
       ++stats_.failed_shares;
@@ -310,7 +313,7 @@ class OpaqueHost {
     known.state = Known::kRunning;
     known.used = ++clock_;
     known.lease = std::move(*lease);
-    known.reused = true;
+    known.reused = from.reused;
     known.have = from.have;
     known.grid_tokens = from.grid_tokens;
     copy_identity(from, sequence_tokens_of(r->sequence), known, sequence_tokens_of(sequence));
@@ -327,7 +330,8 @@ class OpaqueHost {
                      .from_frontier = 0};
   }
 
-  /// How many leading tokens of the prompt `begin` would find now. Changes nothing. 0 for a prompt that it would refuse.
+  /// How many leading tokens of the prompt `begin` would find now; with a grid at most that many. Changes nothing. 0 for a
+  /// prompt that it would refuse.
   [[nodiscard]] std::uint32_t probe(const OpaqueRequest& request) const noexcept {
     const Prompt& prompt = request.prompt;
     if (!request.reuse || !reader_ || prompt.tokens.empty() ||
@@ -346,15 +350,18 @@ class OpaqueHost {
     return tokens;
   }
 
-  /// Keeps what is there for a prompt from being evicted until `withdraw`: call it for requests that wait, and withdraw
-  /// when their `begin` was called. What others compute meanwhile is not covered: withdraw and announce again. The request
-  /// needs no announcement to find its state, so kExhausted (more than `announcements` at once) may be ignored.
+  /// Keeps what is there for a prompt from being evicted until `withdraw`. For a request that waits: announce it when it
+  /// comes, and withdraw right after its `begin`. What others compute meanwhile is not covered: withdraw and announce
+  /// again. The request needs no announcement to find its state, so errors (those of `begin`; kExhausted beyond
+  /// `announcements` at once) may be ignored.
   [[nodiscard]] Result<AnnouncementId> announce(const OpaqueRequest& request) noexcept {
     std::uint32_t index = 0;
     while (index < options_.announcements && announced_[index].lease.live()) ++index;
     if (index == options_.announcements)
       return Status(StatusCode::kExhausted,
                     "too many announcements: withdraw one, or raise OpaqueHostOptions::announcements");
+    if (request.prompt.tokens.size() > capacity_.sequence_tokens)
+      return Status(StatusCode::kOutOfRange, "the prompt is longer than the engine's longest sequence");
     auto lease = cache_->acquire(request.prompt, {.grid_tokens = request.grid_tokens,
                                                   .have_tokens = kToEnd,
                                                   .reuse = request.reuse,
@@ -387,8 +394,7 @@ class OpaqueHost {
       return {StatusCode::kOutOfRange,
               "more tokens computed than the prompt has: decoded tokens go to append"};
     if (const Status status = known.lease.commit(n, kNow, on_grid); !status.ok()) return status;
-    if (on_grid && (known.grid_tokens == known.have || known.have == known.lease.matched_tokens()))
-      known.grid_tokens = known.have + n;
+    if (on_grid && known.grid_tokens == known.have) known.grid_tokens = known.have + n;
     known.have += n;
     stats_.computed_tokens += n;
     return {};
