@@ -78,6 +78,36 @@ TEST_CASE("a request shares what another that still runs has computed so far, to
   CHECK(line.engine.mistakes == 0);
 }
 
+TEST_CASE(
+    "what was computed on the grid behind state that was not is no exact state, for those who share either") {
+  for (const bool first_on_grid : {false, true}) {
+    Line line;
+    const auto tokens = count(40);
+    const auto compute = [&](const Admission& a, std::size_t from, std::size_t to, bool on_grid) {
+      for (std::size_t i = from; i < to; ++i) line.engine.compute(a.sequence, tokens[i]);
+      REQUIRE(line.host->computed(a.request, static_cast<std::uint32_t>(to - from), on_grid).ok());
+    };
+    const std::span<const TokenId> all(tokens);
+    const Admission first = line.begin(all.first(17));
+    compute(first, 0, 8, first_on_grid);
+    compute(first, 8, 16, first_on_grid);
+    compute(first, 16, 17, false);
+    REQUIRE(line.host->end(first.request).ok());
+    while (line.host->work() > 0) {
+    }
+    const Admission second = line.begin(all.first(32));
+    REQUIRE(second.from_host == 16);
+    compute(second, 16, 24, true);
+    compute(second, 24, 32, true);
+    // It runs, so it is the donor of whoever comes now.
+    const auto exact =
+        line.host->begin({.prompt = {.scope = line.scope, .tokens = tokens}, .grid_tokens = kBlock});
+    REQUIRE(exact.ok());
+    CHECK(exact->reused_tokens == (first_on_grid ? 16 : 0));
+    CHECK(line.engine.holds(exact->sequence, all.first(exact->reused_tokens)));
+  }
+}
+
 TEST_CASE("a fork goes on from all that its request has, and each keeps its own") {
   Line line;
   const auto tokens = count(21);
