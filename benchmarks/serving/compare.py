@@ -365,7 +365,7 @@ def run_agents(servers, texts, report, progress, quick, python):
                                 "--json", out.name], check=True, stdout=subprocess.DEVNULL)
                 result = json.loads(pathlib.Path(out.name).read_text())
             digests.add((result["digest"], result["prompt_tokens"], result["completion_tokens"]))
-            seconds[server.name].append(result["seconds"])
+            seconds[server.name].append(result["wall_seconds"])
             results[server.name] = result
         if len(digests) != 1:
             sys.exit(f"agents: the servers were asked different things: {digests}")
