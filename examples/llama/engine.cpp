@@ -130,8 +130,6 @@ Status Engine::cancel(RequestNumber number) {
   }
   for (Slot& slot : slots_) {
     if (slot.state == Slot::State::kFree || slot.number != number) continue;
-    for (const std::uint32_t sample : std::exchange(slot.rest, {}))
-      finish_unforked(slot, sample, Finish::kCancelled);
     finish(slot, Finish::kCancelled);
     found = true;
   }
@@ -297,8 +295,6 @@ void Engine::admit() {
   slot.own_cells = take_cells(request.max_new_tokens);
   slot.state = Slot::State::kPrefill;
   if (!status.ok()) {
-    for (const std::uint32_t sample : std::exchange(slot.rest, {}))
-      finish_unforked(slot, sample, Finish::kFailed, status);
     finish(slot, Finish::kFailed, status);
   }
 }
@@ -394,8 +390,6 @@ void Engine::prefill() {
                       .token = slot.request->tokens[at],
                       .logits = at + 1 == prompt && slot.request->max_new_tokens > 0});
   if (const Status status = compute(); !status.ok()) {
-    for (const std::uint32_t sample : std::exchange(slot.rest, {}))
-      finish_unforked(slot, sample, Finish::kFailed, status);
     return finish(slot, Finish::kFailed, status);
   }
   if (slot.reported) slot.reported = cache_->computed(slot.cached, end - slot.length, on_grid).ok();
@@ -403,8 +397,6 @@ void Engine::prefill() {
   slot.length = end;
   if (end < prompt) return;
   if (slot.request->max_new_tokens == 0) {
-    for (const std::uint32_t sample : std::exchange(slot.rest, {}))
-      finish_unforked(slot, sample, Finish::kLength);
     return finish(slot, Finish::kLength);
   }
   slot.state = Slot::State::kDecode;
@@ -509,7 +501,9 @@ void Engine::leave(Slot& slot, bool good) {
   (void)llama_.drop_range(slot.sequence, {0, kvstem::kToEnd});
 }
 
+/// The sample in the slot ends, and those that would have forked from it.
 void Engine::finish(Slot& slot, Finish how, Status status) {
+  for (const std::uint32_t sample : std::exchange(slot.rest, {})) finish_unforked(slot, sample, how, status);
   leave(slot, how != Finish::kFailed);
   slot.report.ran_steps = step_ - slot.started + 1;
   events_.push_back({.request = slot.number,

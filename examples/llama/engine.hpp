@@ -82,8 +82,10 @@ struct Report {
   std::uint32_t from_frontier = 0;
   std::uint32_t computed_tokens = 0;  // of the prompt; all the others, once it is prefilled
   std::uint32_t new_tokens = 0;
-  bool forked = false;             // the prompt is another sample's, which reports it
-  std::uint32_t overtaken = 0;     // later requests that started before it: kMostOvertaken at most
+  bool forked = false;  // the prompt is another sample's, which reports it
+  /// Later requests that started before it, kMostOvertaken at most. Each sample that did not fork tells what was added since
+  /// the one before it.
+  std::uint32_t overtaken = 0;
   std::uint64_t waited_steps = 0;  // in line; then
   std::uint64_t ran_steps =
       0;  // from the first chunk on: one for each chunk, and one for each token but the first
@@ -145,8 +147,6 @@ class Engine {
   [[nodiscard]] std::vector<Standing> standings() const;
   /// Steps so far in which there was something to do.
   [[nodiscard]] std::uint64_t steps() const noexcept { return step_; }
-  /// Why a request would be refused; kOk if it would not.
-  [[nodiscard]] Status check(const Request& request) const;
 
  private:
   struct FreeSampler {
@@ -165,6 +165,8 @@ class Engine {
     std::uint32_t announced_tokens = 0;  // 0: nothing is
   };
 
+  /// Why a request is refused; kOk if it is not.
+  [[nodiscard]] Status check(const Request& request) const;
   void admit();
   void decode();
   void prefill();

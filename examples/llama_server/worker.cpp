@@ -128,10 +128,10 @@ void Worker::take(JobNumber number, Job job) {
     Request request{.tokens = std::move(r.job.prompts[p]),
                     .max_new_tokens = r.job.max_new_tokens,
                     .scope = options_.scopes.empty() ? kvstem::kNoScope : options_.scopes[r.job.tenant],
+                    .reuse = r.job.reuse,
                     .stop_at_end = r.job.stop_at_end,
                     .sampling = r.job.sampling,
                     .samples = r.job.samples};
-    request.reuse = r.job.reuse;
     request.sampling.seed += first;
     const auto id = engine_.submit(std::move(request));
     if (id.ok()) {

@@ -65,7 +65,8 @@ struct AcquireOptions {
   bool reuse = true;      // false: match nothing and publish nothing (a measurement, a canary)
   bool publish = true;    // false: what is computed stays private to the lease
   /// For a request that waits in line: what is there for it is not evicted while the lease lives. Nothing is published,
-  /// and neither the counters nor the policy hear of it (an LRU that has to pass it over meanwhile keeps it for longer). Release it when the request's own `acquire` has been called.
+  /// and neither the counters nor the policy hear of it (an LRU that has to pass it over meanwhile keeps it for longer).
+  /// Release it when the request's own `acquire` has been called.
   bool announce = false;
 };
 
