@@ -144,7 +144,8 @@ TEST_CASE("with exact reuse logits are bitwise those of a cold run in the same l
                      [](const auto& a, const auto& b) { return same_bits(a, b); }));
     reused += report.reused_tokens;
   }
-  CHECK(reused > 40 * 128);
+  // 40 rounds have one before them that was exact, and so a chunk to find at least. What the others left is of no use.
+  CHECK(reused >= 40 * kGrid);
 }
 
 TEST_CASE("a busy engine with little room loses no request and reuses nothing wrong") {
