@@ -10,10 +10,10 @@
 // of a request share one prefill: the others fork from the first, as far as there are slots; those that come later share
 // the prompt as any other request would.
 //
-// Prefill is cut into chunks, each a call of its own: of the LlamaEngine's batch while nobody decodes, of at most kBusyChunk
-// tokens while somebody does, who waits for the next token meanwhile. llama.cpp rounds differently for calls of fewer than
-// 64 tokens, of more, and of one; so a request that asks for exact reuse starts at a multiple of kGrid and has chunks of
-// kGrid tokens. It goes through exactly the calls that a cold run makes there, and gets the same bits.
+// Prefill is cut into chunks of the LlamaEngine's batch, which the tokens of those who decode share: that is how long they
+// wait for the next one meanwhile. llama.cpp rounds differently for calls of fewer than 64 tokens, of more, and of one; so a
+// request that asks for exact reuse starts at a multiple of kGrid and has chunks of kGrid tokens in calls of their own. It
+// goes through exactly the calls that a cold run makes there, and gets the same bits.
 //
 // With a cache, a request computes only what is new; without one (null) nothing of kvstem runs.
 // Threads: one. The LlamaEngine, and the cache if there is one, must outlive it.
@@ -40,8 +40,6 @@ namespace kvstem_llama {
 
 /// Where the prefill of exact requests is cut, in tokens.
 inline constexpr std::uint32_t kGrid = 64;
-/// Longest chunk while others decode. Shorter ones give them their tokens more evenly, and cost more calls in all.
-inline constexpr std::uint32_t kBusyChunk = 256;
 
 using RequestNumber = std::uint64_t;
 
@@ -81,6 +79,7 @@ struct Report {
   std::uint32_t from_host = 0;
   std::uint32_t from_frontier = 0;
   std::uint32_t computed_tokens = 0;  // of the prompt; all the others, once it is prefilled
+  std::uint32_t chunks = 0;           // in so many calls
   std::uint32_t new_tokens = 0;
   bool forked = false;  // the prompt is another sample's, which reports it
   /// Later requests that started before it, kMostOvertaken at most. Each sample that did not fork tells what was added since
@@ -168,8 +167,13 @@ class Engine {
   /// Why a request is refused; kOk if it is not.
   [[nodiscard]] Status check(const Request& request) const;
   void admit();
+  void feed_tokens();
+  void feed_chunk(const Slot& slot, std::uint32_t end);
+  void took_tokens(Status status);
+  void took_chunk(Slot& slot, std::uint32_t end, bool on_grid);
   void decode();
-  void prefill();
+  void prefill(Slot& slot);
+  bool decode_and_prefill(Slot& slot);
   Status start(Slot& slot);
   bool fork(Slot& from, Slot& to);
   void fork_samples(Slot& slot, std::span<const float> logits);

@@ -35,7 +35,7 @@ struct Options {
   std::vector<std::string> keys;
   std::string admin_key;
   std::uint16_t port = 8080;
-  std::uint32_t slots = 4, ctx = 8192, resident = 2048, block_tokens = 32, threads = 0, max_tokens = 1024,
+  std::uint32_t slots = 4, ctx = 8192, resident = 0, block_tokens = 16, threads = 0, max_tokens = 1024,
                 queue = 256;
   std::uint64_t host_bytes = std::uint64_t{512} << 20, body_bytes = 0;
   double timeout = 600;
@@ -64,9 +64,10 @@ Options read_options(int argc, char** argv) {
                  "answer) may "
                  "use all, up to what the model was made for")
       ->check(CLI::Range(256, 0x7fffff00));
-  app.add_option(
-      "--kv-resident", o.resident,
-      "Of these, tokens that idle conversations may keep; each thousand costs every step some percent");
+  app.add_option("--kv-resident", o.resident,
+                 "Of these, tokens that idle conversations may keep in the engine. On a CPU bringing them "
+                 "back from host "
+                 "memory takes milliseconds, and each thousand of them slows every step by some percent");
   app.add_option("--kv-host", o.host_bytes, "Host memory for what was computed, as in 512MiB")
       ->transform(CLI::AsSizeValue(false));
   app.add_option("--block-tokens", o.block_tokens, "Tokens of a block in host memory")
@@ -187,12 +188,11 @@ int main(int argc, char** argv) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(o.model, error)) die("--model: there is no file " + o.model);
   std::fprintf(stderr, "loading %s\n", o.model.c_str());
-  // Sequences beyond the slots: idle conversations, and those whose blocks are still on their way out. A larger batch
-  // computes long prompts up to 4 % faster, and the few new tokens of a turn 10 % slower.
+  // Sequences beyond the slots: idle conversations, and those whose blocks are still on their way out.
   auto opened = LlamaEngine::open({.model = o.model,
                                    .cells = o.ctx,
                                    .sequences = std::min(254u, o.slots * 4 + 8),
-                                   .batch = std::min(o.ctx, std::max(2 * kGrid, o.slots)),
+                                   .batch = std::min(o.ctx, LlamaEngineOptions{}.batch),
                                    .threads = o.threads});
   if (!opened.ok())
     die("--model " + o.model + ": " + opened.status().message() + "\n" + LlamaEngine::last_error());

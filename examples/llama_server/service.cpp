@@ -63,8 +63,8 @@ struct Service::Call : std::enable_shared_from_this<Call> {
   std::uint32_t samples = 1;
   Usage usage;
   bool streaming = false, over = false;
-  std::uint32_t overtaken = 0;
-  std::uint64_t waited_steps = 0, ran_steps = 0;  // of the choice that took longest
+  std::uint32_t chunks = 0, overtaken = 0;  // these of the choice that took longest
+  std::uint64_t waited_steps = 0, ran_steps = 0;
 
   std::chrono::steady_clock::time_point deadline{};
   std::atomic<bool> unwanted{false};  // the client left while the call was being prepared
@@ -458,6 +458,7 @@ void Service::Call::on(std::vector<Piece> pieces) {
     if (piece.finished) {
       const Report& r = piece.report;
       if (piece.choice % samples == 0) usage.cached_tokens += r.reused_tokens;
+      chunks = std::max(chunks, r.chunks);
       overtaken = std::max(overtaken, r.overtaken);
       waited_steps = std::max(waited_steps, r.waited_steps);
       ran_steps = std::max(ran_steps, r.ran_steps);
@@ -495,8 +496,9 @@ void Service::Call::note(Over how) {
   note +=
       " prompt=" + std::to_string(usage.prompt_tokens) + " new=" + std::to_string(usage.completion_tokens);
   if (how != Over::kFinished) return void(note += " unfinished");
-  note += " cached=" + std::to_string(usage.cached_tokens) + " overtaken=" + std::to_string(overtaken) +
-          " waited=" + std::to_string(waited_steps) + " ran=" + std::to_string(ran_steps);
+  note += " cached=" + std::to_string(usage.cached_tokens) + " chunks=" + std::to_string(chunks) +
+          " overtaken=" + std::to_string(overtaken) + " waited=" + std::to_string(waited_steps) +
+          " ran=" + std::to_string(ran_steps);
 }
 
 void Service::Call::finish() {

@@ -106,7 +106,7 @@ TEST_CASE("prefill goes on chunk by chunk while others decode, one token a step"
     note(engine.step(), step, outcomes);
     if (before < 60) CHECK(outcomes[talker].tokens.size() == before + 1);
   }
-  CHECK(outcomes[reader].first_step == 5 + 640 / 128 - 1);  // the batch
+  CHECK(outcomes[reader].first_step == 5 + (640 + 126) / 127 - 1);  // the batch, less the talker's token
   CHECK(outcomes[reader].tokens.size() == 4);
   CHECK(outcomes[talker].tokens.size() == 60);
 }
@@ -124,12 +124,13 @@ TEST_CASE("chunks are as long as the batch, or as the grid where bits are to be 
                                 .exact = exact}));
         const Outcome o = run(engine)[id];
         const std::uint32_t chunk = exact ? kGrid : batch;
-        CHECK(o.report.ran_steps == (length + chunk - 1) / chunk);
+        CHECK(o.report.chunks == (length + chunk - 1) / chunk);
+        CHECK(o.report.ran_steps == o.report.chunks);
         CHECK(o.report.computed_tokens == length);
       }
 }
 
-TEST_CASE("while others decode chunks are shorter, so that they need not wait long") {
+TEST_CASE("tokens of those who decode are in the call of the chunk") {
   auto llama = open_tiny(4096, 6, 512);
   std::mt19937_64 rng(12);
   Engine engine(*llama, 2);
@@ -138,10 +139,12 @@ TEST_CASE("while others decode chunks are shorter, so that they need not wait lo
   Outcomes outcomes;
   note(engine.step(), 0, outcomes);
   const RequestNumber reader =
-      must(engine.submit({.tokens = random_tokens(rng, 1000, llama->vocab_size()), .max_new_tokens = 1}));
+      must(engine.submit({.tokens = random_tokens(rng, 1024, llama->vocab_size()), .max_new_tokens = 1}));
   int step = 1;
   for (; engine.busy(); ++step) note(engine.step(), step, outcomes);
-  CHECK(outcomes[reader].report.ran_steps == (1000 + kBusyChunk - 1) / kBusyChunk);
+  // 1,024 tokens in calls of 512, one of them the talker's.
+  CHECK(outcomes[reader].report.chunks == 3);
+  CHECK(outcomes[reader].report.ran_steps == outcomes[reader].report.chunks);
   CHECK(outcomes[talker].report.ran_steps == 60);
 }
 

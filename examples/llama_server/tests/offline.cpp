@@ -47,9 +47,10 @@ int main(int argc, char** argv) {
   const auto llama = must(LlamaEngine::open({.model = argv[1],
                                              .cells = cells,
                                              .sequences = std::min(254u, slots * 4 + 8),
-                                             .batch = std::min(cells, std::max(2 * kGrid, slots)),
+                                             .batch = std::min(cells, LlamaEngineOptions{}.batch),
                                              .threads = 1}));
-  const auto cache = must(Engine::Cache::create(*llama, {.requests = slots, .resident_tokens = 2048}));
+  const auto cache =
+      must(Engine::Cache::create(*llama, {.block_tokens = 16, .requests = slots, .resident_tokens = 0}));
   const auto scope = must(cache->open_scope(llama->scope()));
   Engine engine(*llama, slots, cache.get());
   for (std::string line; std::getline(std::cin, line);) {
