@@ -157,8 +157,8 @@ class Server:
         return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) << 10
 
     def held_bytes(self):
-        """How much its memory grew since it stood ready: neither server gives its sequences' cells back to the system or takes
-        more, so it is what is kept of prompts beyond them. Ours tells as well how much of it are blocks."""
+        """How much its memory grew since it stood ready: no less than what it keeps of prompts, and whatever else grew. The
+        cells of sequences are taken at the start and not counted. Ours tells as well how much of it are blocks."""
         held = {"grown": self.memory() - self.ready}
         if self.ours:
             metrics = dict(line.rsplit(" ", 1) for line in self.get("/metrics")[1].decode().splitlines() if line[0] != "#")

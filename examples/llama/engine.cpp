@@ -418,7 +418,7 @@ void Engine::prefill(Slot& slot) {
 }
 
 /// Both in one call, which saves one: as many tokens as the batch has, and not one more, since attention works in tiles of 64.
-/// False: it is not worth it, or there is no room, and nothing was done.
+/// False: it is not worth it, or there is no room, and no token was computed.
 bool Engine::decode_and_prefill(Slot& slot) {
   if (slot.request->exact) return false;
   feed_tokens();

@@ -65,9 +65,8 @@ Options read_options(int argc, char** argv) {
                  "use all, up to what the model was made for")
       ->check(CLI::Range(256, 0x7fffff00));
   app.add_option("--kv-resident", o.resident,
-                 "Of these, tokens that idle conversations may keep in the engine. On a CPU bringing them "
-                 "back from host "
-                 "memory takes milliseconds, and each thousand of them slows every step by some percent");
+                 "Of these, tokens that idle conversations may keep in the engine. On a CPU they slow every "
+                 "step, and bringing them back from host memory takes milliseconds");
   app.add_option("--kv-host", o.host_bytes, "Host memory for what was computed, as in 512MiB")
       ->transform(CLI::AsSizeValue(false));
   app.add_option("--block-tokens", o.block_tokens, "Tokens of a block in host memory")
