@@ -221,14 +221,8 @@ std::span<const Event> Engine::step() {
   step_ += busy();
   if (running() == 0) stuck_ = false;
   admit();
-  const auto prefilled = std::find_if(slots_.begin(), slots_.end(),
-                                      [](const Slot& s) { return s.state == Slot::State::kPrefill; });
-  if (prefilled == slots_.end()) {
-    decode();
-  } else if (!decode_and_prefill(*prefilled)) {
-    decode();
-    prefill(*prefilled);
-  }
+  decode();
+  prefill();
   if (cache_ != nullptr && cache_->work() > 0) stuck_ = false;
   told_.clear();
   std::swap(events_, told_);
@@ -351,7 +345,8 @@ Status Engine::compute() {
   return status;
 }
 
-void Engine::feed_tokens() {
+/// One token for every slot that decodes, all in one call.
+void Engine::decode() {
   feeds_.clear();
   fed_.clear();
   for (Slot& slot : slots_) {
@@ -360,19 +355,8 @@ void Engine::feed_tokens() {
         {.sequence = slot.sequence, .position = slot.length, .token = slot.next, .logits = true});
     fed_.push_back(&slot);
   }
-}
-
-void Engine::feed_chunk(const Slot& slot, std::uint32_t end) {
-  const Request& request = *slot.request;
-  for (std::uint32_t at = slot.length; at < end; ++at)
-    feeds_.push_back({.sequence = slot.sequence,
-                      .position = at,
-                      .token = request.tokens[at],
-                      .logits = at + 1 == request.tokens.size() && request.max_new_tokens > 0});
-}
-
-/// The tokens of all slots that decode were computed, or not.
-void Engine::took_tokens(Status status) {
+  if (feeds_.empty()) return;
+  const Status status = compute();
   for (std::size_t i = 0; i < fed_.size(); ++i) {
     Slot& slot = *fed_[i];
     if (!status.ok()) {
@@ -385,53 +369,34 @@ void Engine::took_tokens(Status status) {
   }
 }
 
-/// The prompt was computed up to `end`, as the last of what is in feeds_.
-void Engine::took_chunk(Slot& slot, std::uint32_t end, bool on_grid) {
+/// One chunk of the request that is being prefilled, in a call of its own (see the top of engine.hpp).
+void Engine::prefill() {
+  const auto found = std::find_if(slots_.begin(), slots_.end(),
+                                  [](const Slot& s) { return s.state == Slot::State::kPrefill; });
+  if (found == slots_.end()) return;
+  Slot& slot = *found;
+  const Request& request = *slot.request;
+  const auto prompt = static_cast<std::uint32_t>(request.tokens.size());
+  const std::uint32_t end = std::min(prompt, slot.length + (request.exact ? kGrid : llama_.batch()));
   const std::uint32_t n = end - slot.length;
+  const bool on_grid = slot.length % kGrid == 0 && n == kGrid;
+  feeds_.clear();
+  for (std::uint32_t at = slot.length; at < end; ++at)
+    feeds_.push_back({.sequence = slot.sequence,
+                      .position = at,
+                      .token = request.tokens[at],
+                      .logits = at + 1 == prompt && request.max_new_tokens > 0});
+  if (const Status status = compute(); !status.ok()) return finish(slot, Finish::kFailed, status);
   if (slot.reported) slot.reported = cache_->computed(slot.cached, n, on_grid).ok();
   slot.report.computed_tokens += n;
   ++slot.report.chunks;
   slot.length = end;
-  if (end < slot.request->tokens.size()) return;
-  if (slot.request->max_new_tokens == 0) return finish(slot, Finish::kLength);
+  if (end < prompt) return;
+  if (request.max_new_tokens == 0) return finish(slot, Finish::kLength);
   slot.state = Slot::State::kDecode;
   const std::span<const float> logits = llama_.logits(feeds_.size() - 1);
   fork_samples(slot, logits);
   take_logits(slot, logits);
-}
-
-/// One token for every slot that decodes, all in one call.
-void Engine::decode() {
-  feed_tokens();
-  if (!feeds_.empty()) took_tokens(compute());
-}
-
-/// One chunk of the request that is being prefilled, in a call of its own.
-void Engine::prefill(Slot& slot) {
-  const auto prompt = static_cast<std::uint32_t>(slot.request->tokens.size());
-  const std::uint32_t end = std::min(prompt, slot.length + (slot.request->exact ? kGrid : llama_.batch()));
-  const bool on_grid = slot.length % kGrid == 0 && end - slot.length == kGrid;
-  feeds_.clear();
-  feed_chunk(slot, end);
-  if (const Status status = compute(); !status.ok()) return finish(slot, Finish::kFailed, status);
-  took_chunk(slot, end, on_grid);
-}
-
-/// Both in one call, which saves one: as many tokens as the batch has, and not one more, since attention works in tiles of 64.
-/// False: it is not worth it, or there is no room, and no token was computed.
-bool Engine::decode_and_prefill(Slot& slot) {
-  if (slot.request->exact) return false;
-  feed_tokens();
-  const auto tokens = static_cast<std::uint32_t>(feeds_.size());
-  if (tokens == 0 || llama_.batch() < kGrid + tokens) return false;
-  const std::uint32_t end = std::min(static_cast<std::uint32_t>(slot.request->tokens.size()),
-                                     slot.length + llama_.batch() - tokens);
-  if (end - slot.length < kGrid) return false;
-  feed_chunk(slot, end);
-  if (!compute().ok()) return false;
-  took_tokens({});
-  took_chunk(slot, end, false);
-  return true;
 }
 
 /// The other samples go on from the same state and logits, as far as there are slots; the rest goes back to the line.
@@ -466,6 +431,7 @@ bool Engine::fork(Slot& from, Slot& to) {
   } else if (!llama_.share_range(from.sequence, to.sequence, {0, from.length}).ok()) {
     return false;
   }
+  ++forks_;
   to.state = Slot::State::kDecode;
   to.number = from.number;
   to.sample = from.rest.front();

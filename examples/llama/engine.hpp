@@ -10,10 +10,10 @@
 // of a request share one prefill: the others fork from the first, as far as there are slots; those that come later share
 // the prompt as any other request would.
 //
-// Prefill is cut into chunks of the LlamaEngine's batch, which the tokens of those who decode share: that is how long they
-// wait for the next one meanwhile. llama.cpp rounds differently for calls of fewer than 64 tokens, of more, and of one; so a
-// request that asks for exact reuse starts at a multiple of kGrid and has chunks of kGrid tokens in calls of their own. It
-// goes through exactly the calls that a cold run makes there, and gets the same bits.
+// Prefill is cut into chunks of the LlamaEngine's batch, each a call of its own: that is how long those who decode wait for
+// their next token meanwhile. llama.cpp rounds differently for calls of fewer than 64 tokens, of more, and of one; so a
+// request that asks for exact reuse starts at a multiple of kGrid and has chunks of kGrid tokens. It goes through exactly
+// the calls that a cold run makes there, and gets the same bits.
 //
 // With a cache, a request computes only what is new; without one (null) nothing of kvstem runs.
 // Threads: one. The LlamaEngine, and the cache if there is one, must outlive it.
@@ -146,6 +146,8 @@ class Engine {
   [[nodiscard]] std::vector<Standing> standings() const;
   /// Steps so far in which there was something to do.
   [[nodiscard]] std::uint64_t steps() const noexcept { return step_; }
+  /// Samples so far that began with another's state.
+  [[nodiscard]] std::uint64_t forks() const noexcept { return forks_; }
 
  private:
   struct FreeSampler {
@@ -167,13 +169,8 @@ class Engine {
   /// Why a request is refused; kOk if it is not.
   [[nodiscard]] Status check(const Request& request) const;
   void admit();
-  void feed_tokens();
-  void feed_chunk(const Slot& slot, std::uint32_t end);
-  void took_tokens(Status status);
-  void took_chunk(Slot& slot, std::uint32_t end, bool on_grid);
   void decode();
-  void prefill(Slot& slot);
-  bool decode_and_prefill(Slot& slot);
+  void prefill();
   Status start(Slot& slot);
   bool fork(Slot& from, Slot& to);
   void fork_samples(Slot& slot, std::span<const float> logits);
@@ -199,7 +196,7 @@ class Engine {
   std::vector<LlamaEngine::Feed> feeds_;
   std::vector<Slot*> fed_;
   RequestNumber last_number_ = 0;
-  std::uint64_t step_ = 0;
+  std::uint64_t step_ = 0, forks_ = 0;
   bool stuck_ = false;  // who is next found no room, and nothing has changed since
 };
 

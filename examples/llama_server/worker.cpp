@@ -262,7 +262,8 @@ void Worker::tell_state() {
                     .running = static_cast<std::uint32_t>(engine_.running()),
                     .waiting = static_cast<std::uint32_t>(engine_.waiting()),
                     .steps = engine_.steps(),
-                    .cells = llama_.capacity().cells};
+                    .cells = llama_.capacity().cells,
+                    .forks = engine_.forks()};
   if (cache_ != nullptr) {
     const kvstem::OpaqueHostStats& host = cache_->stats();
     const auto& pool = cache_->cache().pool();
@@ -272,7 +273,6 @@ void Worker::tell_state() {
     state.block_bytes = cache_->block_bytes();
     state.exported_bytes = host.exported_bytes;
     state.imported_bytes = host.imported_bytes;
-    state.forks = host.forks;
     state.evicted_blocks = cache_->cache().stats().evicted_blocks;
   }
   metrics_.set(state);

@@ -72,6 +72,7 @@ TEST_CASE("samples fork from one prefill: the prompt is computed once") {
     }
     CHECK(computed == 300);
     CHECK(different == 3);
+    CHECK(engine.forks() == 3);
     if (cached) CHECK(house.cache->stats().forks == 3);
 
     // Each begins as a request of its own with that seed does.

@@ -106,7 +106,7 @@ TEST_CASE("prefill goes on chunk by chunk while others decode, one token a step"
     note(engine.step(), step, outcomes);
     if (before < 60) CHECK(outcomes[talker].tokens.size() == before + 1);
   }
-  CHECK(outcomes[reader].first_step == 5 + (640 + 126) / 127 - 1);  // the batch, less the talker's token
+  CHECK(outcomes[reader].first_step == 5 + 640 / 128 - 1);
   CHECK(outcomes[reader].tokens.size() == 4);
   CHECK(outcomes[talker].tokens.size() == 60);
 }
@@ -130,21 +130,24 @@ TEST_CASE("chunks are as long as the batch, or as the grid where bits are to be 
       }
 }
 
-TEST_CASE("tokens of those who decode are in the call of the chunk") {
-  auto llama = open_tiny(4096, 6, 512);
-  std::mt19937_64 rng(12);
+TEST_CASE("a chunk that finds no cells fails alone: those who decode go on") {
+  auto llama = open_tiny(1024, 4, 512);
+  std::mt19937_64 rng(13);
   Engine engine(*llama, 2);
+  // Somebody else's cells, of which the engine does not know: 324 are left.
+  REQUIRE(prefill(*llama, 3, random_tokens(rng, 700, llama->vocab_size()), 0, 700).ok());
   const RequestNumber talker = must(engine.submit(
       {.tokens = random_tokens(rng, 10, llama->vocab_size()), .max_new_tokens = 60, .stop_at_end = false}));
   Outcomes outcomes;
   note(engine.step(), 0, outcomes);
   const RequestNumber reader =
-      must(engine.submit({.tokens = random_tokens(rng, 1024, llama->vocab_size()), .max_new_tokens = 1}));
+      must(engine.submit({.tokens = random_tokens(rng, 600, llama->vocab_size()), .max_new_tokens = 4}));
   int step = 1;
   for (; engine.busy(); ++step) note(engine.step(), step, outcomes);
-  // 1,024 tokens in calls of 512, one of them the talker's.
-  CHECK(outcomes[reader].report.chunks == 3);
-  CHECK(outcomes[reader].report.ran_steps == outcomes[reader].report.chunks);
+  CHECK(outcomes[reader].finish == Finish::kFailed);
+  CHECK(outcomes[reader].report.computed_tokens == 0);
+  CHECK(outcomes[talker].finish == Finish::kLength);
+  CHECK(outcomes[talker].tokens.size() == 60);
   CHECK(outcomes[talker].report.ran_steps == 60);
 }
 
