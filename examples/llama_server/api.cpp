@@ -500,8 +500,12 @@ std::string chunk(const Identity& identity, std::uint32_t index, Ordered delta, 
   return event(all);
 }
 
-Ordered model_of(const std::string& model, std::int64_t created) {
-  return {{"id", model}, {"object", "model"}, {"created", created}, {"owned_by", "kvstem"}};
+Ordered model_of(const ModelInfo& model) {
+  return {{"id", model.name},
+          {"object", "model"},
+          {"created", model.created},
+          {"owned_by", "kvstem"},
+          {"max_model_len", model.max_model_len}};
 }
 
 }  // namespace
@@ -589,15 +593,11 @@ std::string usage_chunk(const Identity& identity, const Usage& usage) {
 
 std::string error_chunk(const ApiError& error) { return event(error_of(error)); }
 
-std::string models_answer(std::span<const std::string> models, std::int64_t created) {
-  Ordered list = Ordered::array();
-  for (const std::string& model : models) list.push_back(model_of(model, created));
-  return dump({{"object", "list"}, {"data", std::move(list)}});
+std::string models_answer(const ModelInfo& model) {
+  return dump({{"object", "list"}, {"data", Ordered::array({model_of(model)})}});
 }
 
-std::string model_answer(const std::string& model, std::int64_t created) {
-  return dump(model_of(model, created));
-}
+std::string model_answer(const ModelInfo& model) { return dump(model_of(model)); }
 
 std::string tokenize_answer(std::span<const TokenId> tokens) {
   Ordered list = Ordered::array();

@@ -127,8 +127,14 @@ struct Choice {
 [[nodiscard]] std::string error_chunk(const ApiError& error);
 inline constexpr std::string_view kDone = "data: [DONE]\n\n";
 
-[[nodiscard]] std::string models_answer(std::span<const std::string> models, std::int64_t created);
-[[nodiscard]] std::string model_answer(const std::string& model, std::int64_t created);
+struct ModelInfo {
+  std::string name{};
+  std::int64_t created = 0;         // Unix time in seconds
+  std::uint32_t max_model_len = 0;  // tokens, of a prompt and its answer together
+};
+/// The list of the only model there is.
+[[nodiscard]] std::string models_answer(const ModelInfo& model);
+[[nodiscard]] std::string model_answer(const ModelInfo& model);
 [[nodiscard]] std::string tokenize_answer(std::span<const TokenId> tokens);
 
 }  // namespace kvstem_llama::server

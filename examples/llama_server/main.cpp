@@ -37,7 +37,7 @@ struct Options {
   std::uint16_t port = 8080;
   std::uint32_t slots = 4, ctx = 8192, resident = 0, block_tokens = 16, threads = 0, max_tokens = 1024,
                 queue = 256;
-  std::uint64_t host_bytes = std::uint64_t{512} << 20, body_bytes = 0;
+  std::uint64_t host_bytes = 0, body_bytes = 0;
   double timeout = 600;
   bool no_kvstem = false, quiet = false;
 };
@@ -67,8 +67,9 @@ Options read_options(int argc, char** argv) {
   app.add_option("--kv-resident", o.resident,
                  "Of these, tokens that idle conversations may keep in the engine. On a CPU they slow every "
                  "step, and bringing them back from host memory takes milliseconds");
-  app.add_option("--kv-host", o.host_bytes, "Host memory for what was computed, as in 512MiB")
-      ->transform(CLI::AsSizeValue(false));
+  app.add_option("--kv-host", o.host_bytes, "Host memory for what was computed")
+      ->transform(CLI::AsSizeValue(false))
+      ->default_val("512MiB");
   app.add_option("--block-tokens", o.block_tokens, "Tokens of a block in host memory")
       ->check(CLI::Range(1, 1024));
   app.add_flag("--no-kvstem", o.no_kvstem, "Compute every prompt anew");
@@ -76,7 +77,8 @@ Options read_options(int argc, char** argv) {
   app.add_option(
          "--api-key", o.keys,
          "NAME=KEY: clients must send a key; each key is a tenant of its own, with a cache of its own")
-      ->type_name("NAME=KEY");
+      ->type_name("NAME=KEY")
+      ->default_str("");
   app.add_option("--api-key-file", o.key_file,
                  "The same from a file, a line each, # for comments: other users cannot see it in ps");
   app.add_option("--admin-key", o.admin_key, "Key that sees the counters of all tenants");

@@ -23,7 +23,7 @@ bool same_key(std::string_view a, std::string_view b) {
 /// llama.cpp looks for the words of some models with std::regex, which goes one call deeper for each character of a word.
 constexpr std::size_t kStackForByte = 512, kStackBytes = std::size_t{16} << 20;
 
-std::string percent_decoded(std::string_view text) {
+std::string percent_decoded(std::string_view text, bool plus_is_space) {
   const auto digit = [](char c) {
     return c >= '0' && c <= '9'   ? c - '0'
            : c >= 'a' && c <= 'f' ? c - 'a' + 10
@@ -36,7 +36,7 @@ std::string percent_decoded(std::string_view text) {
       out += static_cast<char>(digit(text[i + 1]) * 16 + digit(text[i + 2]));
       i += 2;
     } else {
-      out += text[i] == '+' ? ' ' : text[i];
+      out += plus_is_space && text[i] == '+' ? ' ' : text[i];
     }
   }
   return out;
@@ -108,7 +108,7 @@ std::optional<std::uint32_t> Service::tenant_of(const HttpRequest& request) cons
   if (strncasecmp(request.authorization.c_str(), kBearer.data(), kBearer.size()) == 0)
     key = request.authorization.substr(kBearer.size());
   else if (request.path == "/events" && request.query.starts_with(kQuery))
-    key = percent_decoded(std::string_view(request.query).substr(kQuery.size()));
+    key = percent_decoded(std::string_view(request.query).substr(kQuery.size()), true);
   else
     return {};
   std::optional<std::uint32_t> found;
@@ -178,15 +178,14 @@ void Service::handle(std::shared_ptr<Exchange> exchange) {
   }
   if (request.path == "/events") return watch(std::move(exchange), *tenant);
   if (one_model) {
-    if (request.path.substr(kModel.size()) != options_.model)
+    if (percent_decoded(std::string_view(request.path).substr(kModel.size()), false) != options_.model)
       return refuse(*exchange, {.status = 404,
                                 .message = "there is no such model here: use " + options_.model,
                                 .param = "model",
                                 .code = "model_not_found"});
-    return exchange->send(200, kJson, model_answer(options_.model, options_.unix_now()));
+    return exchange->send(200, kJson, model_answer(model_info()));
   }
-  if (request.path == "/v1/models")
-    return exchange->send(200, kJson, models_answer({&options_.model, 1}, options_.unix_now()));
+  if (request.path == "/v1/models") return exchange->send(200, kJson, models_answer(model_info()));
 
   if (draining_) return refuse(*exchange, {.status = 503, .message = "the server is shutting down"}, tenant);
   if (worker_.jobs() + preparing_ >= options_.max_waiting)
@@ -195,6 +194,12 @@ void Service::handle(std::shared_ptr<Exchange> exchange) {
   if (request.path == "/tokenize") return tokenize(std::move(exchange), *tenant);
   generate(std::move(exchange), request.path == "/v1/completions" ? Endpoint::kCompletions : Endpoint::kChat,
            *tenant);
+}
+
+ModelInfo Service::model_info() const {
+  return {.name = options_.model,
+          .created = options_.unix_now(),
+          .max_model_len = llama_.capacity().sequence_tokens};
 }
 
 // ---- the live page -------------------------------------------------------------------------------------------------

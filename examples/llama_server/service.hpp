@@ -87,6 +87,7 @@ class Service {
 
   [[nodiscard]] std::optional<std::uint32_t> tenant_of(const HttpRequest& request) const;
   [[nodiscard]] bool sees_all(std::uint32_t tenant) const;
+  [[nodiscard]] ModelInfo model_info() const;
   void generate(std::shared_ptr<Exchange> exchange, Endpoint endpoint, std::uint32_t tenant);
   void tokenize(std::shared_ptr<Exchange> exchange, std::uint32_t tenant);
   void watch(std::shared_ptr<Exchange> exchange, std::uint32_t tenant);

@@ -551,16 +551,15 @@ TEST_CASE("answers are valid JSON whatever the text") {
   CHECK(event(text_chunk(kChat, 0, bad, false))["choices"][0]["delta"]["content"].is_string());
   CHECK(Json::parse(answer(kText, std::vector<Choice>{{bad, bad}}, {}))["choices"][0]["text"].is_string());
   CHECK(Json::parse(error_body({.message = bad, .param = bad}))["error"]["param"].is_string());
-  CHECK(Json::parse(model_answer(bad, 0))["id"].is_string());
+  CHECK(Json::parse(model_answer({.name = bad}))["id"].is_string());
 }
 
 TEST_CASE("models and tokens are listed") {
-  const std::vector<std::string> models = {"smol", "m"};
-  CHECK(models_answer(models, 17) ==
-        R"({"object":"list","data":[{"id":"smol","object":"model","created":17,"owned_by":"kvstem"},)"
-        R"({"id":"m","object":"model","created":17,"owned_by":"kvstem"}]})");
-  CHECK(models_answer({}, 17) == R"({"object":"list","data":[]})");
-  CHECK(model_answer("smol", 17) == R"({"id":"smol","object":"model","created":17,"owned_by":"kvstem"})");
+  const ModelInfo model{.name = "smol", .created = 17, .max_model_len = 8192};
+  const std::string smol =
+      R"({"id":"smol","object":"model","created":17,"owned_by":"kvstem","max_model_len":8192})";
+  CHECK(model_answer(model) == smol);
+  CHECK(models_answer(model) == R"({"object":"list","data":[)" + smol + "]}");
   const std::vector<TokenId> tokens = {1, 0, 49151};
   CHECK(tokenize_answer(tokens) == R"({"tokens":[1,0,49151]})");
   CHECK(tokenize_answer({}) == R"({"tokens":[]})");

@@ -134,6 +134,18 @@ class Clients(unittest.TestCase):
                   .usage.prompt_tokens_details.cached_tokens for warm in (False, False, True, False, True)]
         self.assertEqual(cached, [0, 0, 0, 0, 199])
 
+    def test_a_model_says_how_many_tokens_prompt_and_answer_may_have(self):
+        most = self.client.models.retrieve(self.model).max_model_len
+        self.client.completions.create(model=self.model, prompt=[5] * 8, max_tokens=most - 8, stream=True).close()
+        with self.assertRaises(openai.BadRequestError):
+            self.client.completions.create(model=self.model, prompt=[5] * 8, max_tokens=most - 7, stream=True)
+
+    def test_a_model_may_have_any_name(self):
+        name = "birds/grey goose+1%"
+        with Server("--alias", name) as server, openai.OpenAI(base_url=server.url + "/v1", api_key="any") as client:
+            self.assertEqual(client.models.retrieve(name).id, name)
+            self.assertEqual(client.completions.create(model=name, prompt="hello", max_tokens=1).model, name)
+
     def test_models_are_listed_and_unknown_ones_refused(self):
         self.assertEqual([m.id for m in self.client.models.list()], [self.model])
         self.assertEqual(self.client.models.retrieve(self.model).id, self.model)

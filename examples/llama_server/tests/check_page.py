@@ -92,7 +92,7 @@ class Page(unittest.TestCase):
         support.wait_until(same, f"the page shows {want}, not {numbers(page)}", 20)
 
     def test_its_numbers_are_those_of_the_metrics_before_and_after_traffic_and_reconnecting(self):
-        with Server("--block-tokens", "16") as server:
+        with Server() as server:
             page = self.browser.open(server.url)
             until(page, "document.body.dataset.sequence > 0")
             self.agrees(page, server)

@@ -45,7 +45,7 @@ class Server:
         def listening():
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended with {self.process.returncode}: {self.said()}")
-            return re.search(r"serving (\S+) on http://[^:]+:(\d+)", self.said())
+            return re.search(r"serving (.+) on http://[^:]+:(\d+)", self.said())
         found = wait_until(listening, "the server listens")
         self.model, self.port = found.group(1), int(found.group(2))
         self.url = f"http://127.0.0.1:{self.port}"
