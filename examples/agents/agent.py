@@ -15,7 +15,11 @@ import dataclasses
 import sys
 import time
 
-import openai
+try:
+    import openai
+except ImportError:
+    print("this needs the package openai: python3 -m venv V && V/bin/pip install openai, then V/bin/python", sys.argv[0], file=sys.stderr)
+    sys.exit(2)
 
 import tools
 

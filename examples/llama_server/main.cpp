@@ -65,7 +65,7 @@ Options read_options(int argc, char** argv) {
                  "use all, up to what the model was made for")
       ->check(CLI::Range(256, 0x7fffff00));
   app.add_option("--kv-resident", o.resident,
-                 "Of these, tokens that idle conversations may keep in the engine. On a CPU they slow every "
+                 "Tokens of --ctx that idle conversations may keep in the engine. On a CPU they slow every "
                  "step, and bringing them back from host memory takes milliseconds");
   app.add_option("--kv-host", o.host_bytes, "Host memory for what was computed")
       ->transform(CLI::AsSizeValue(false))
@@ -73,10 +73,14 @@ Options read_options(int argc, char** argv) {
   app.add_option("--block-tokens", o.block_tokens, "Tokens of a block in host memory")
       ->check(CLI::Range(1, 1024));
   app.add_flag("--no-kvstem", o.no_kvstem, "Compute every prompt anew");
-  app.add_option("--threads,-t", o.threads, "Of llama.cpp; 0: as many as the machine has cores");
+  app.add_option(
+      "--threads,-t", o.threads,
+      "Of llama.cpp, which spin while they wait for one another: fewer than the cores where others "
+      "work as well, or all get very slow; 0: as many as the machine has cores");
   app.add_option(
          "--api-key", o.keys,
-         "NAME=KEY: clients must send a key; each key is a tenant of its own, with a cache of its own")
+         "NAME=KEY: clients must send a key (at least 4 characters); each is a tenant of its own, with a "
+         "cache of its own")
       ->type_name("NAME=KEY")
       ->default_str("");
   app.add_option("--api-key-file", o.key_file,

@@ -166,12 +166,13 @@ void Service::handle(std::shared_ptr<Exchange> exchange) {
 
   const auto tenant = tenant_of(request);
   if (!tenant)
-    return refuse(*exchange,
-                  {.status = 401,
-                   .message = request.authorization.empty() && request.query.empty()
-                                  ? "this server asks for a key: send it as 'Authorization: Bearer KEY'"
-                                  : "this key is not known here",
-                   .code = "invalid_api_key"});
+    return refuse(
+        *exchange,
+        {.status = 401,
+         .message = request.authorization.empty() && (request.path != "/events" || request.query.empty())
+                        ? "this server asks for a key: send it as 'Authorization: Bearer KEY'"
+                        : "this key is not known here",
+         .code = "invalid_api_key"});
   exchange->note = options_.tenants[*tenant].name;
   if (request.path == "/metrics") {
     return exchange->send(200, kPrometheus, sees_all(*tenant) ? metrics_.text() : metrics_.text(*tenant));
