@@ -372,7 +372,8 @@ def run_agents(servers, _, report, progress, options, turns, runs):
                                 "--agents", str(agents), "--turns", str(turns), "--seed", str(r + 1), "--max-tokens", "24",
                                 "--json", out.name], check=True, stdout=subprocess.DEVNULL)
                 result = json.loads(pathlib.Path(out.name).read_text())
-            del result["turns"]  # hundreds of lines; what they sum up to stays
+            for name in ("turns", "url", "model"):  # hundreds of lines; where it ran
+                del result[name]
             digests.add((result["digest"], result["prompt_tokens"], result["completion_tokens"]))
             seconds[server.name].append(result["wall_seconds"])
             computed[server.name].append(result["prompt_tokens"] - result["cached_tokens"])
